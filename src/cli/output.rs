@@ -1,0 +1,91 @@
+//! Reading and writing for the commands: whole files or nothing, and every failure an error.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Files above this are not read: no job or plan is that large, and a device file never ends.
+const LARGEST_FILE: u64 = 1 << 30;
+
+/// Prints an error to stderr as a diagnostic, in colour where a person looks.
+pub fn report(error: Error) {
+    let text = format!("{:?}", miette::Report::new(error));
+    // Nothing is left to do if even stderr is closed.
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// Prints a line of talk to stderr.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(anstream::stderr(), "{}", text.as_ref());
+}
+
+/// Writes data to stdout; colour codes are dropped when it is not a terminal.
+///
+/// # Errors
+/// If stdout is closed or full.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| Error::new(format!("standard output cannot be written: {error}")))
+}
+
+/// Columns of the terminal that stdout is, if it is one.
+pub fn terminal_width() -> Option<usize> {
+    let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(io::stdout())?;
+    io::stdout().is_terminal().then_some(usize::from(columns))
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// If it is not there, not a file, larger than 1 GiB, or not UTF-8.
+pub fn read(path: &Path) -> Result<String> {
+    crate::job::read_text(path, LARGEST_FILE)
+}
+
+/// Writes a whole file or leaves what was there: the text goes beside it first and is then renamed. `-` is stdout; what
+/// exists and is no regular file (a device, a pipe) is written to directly.
+///
+/// # Errors
+/// If anything of that fails.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    if path.as_os_str() == "-" {
+        return print(text);
+    }
+    let refuse = |error: io::Error| Error::new(format!("`{}` cannot be written: {error}", path.display()));
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => {
+            return Err(Error::new(format!("`{}` is a directory", path.display())).help("name a file in it"));
+        }
+        Ok(there) if !there.is_file() => {
+            let mut device = fs::OpenOptions::new().write(true).open(path).map_err(refuse)?;
+            return device.write_all(text.as_bytes()).and_then(|()| device.flush()).map_err(refuse);
+        }
+        _ => {}
+    }
+    // A link stays a link: its target is replaced.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut beside = tempfile::Builder::new().prefix(".dualweave-").tempfile_in(folder).map_err(refuse)?;
+    beside.write_all(text.as_bytes()).and_then(|()| beside.as_file().sync_all()).map_err(refuse)?;
+    set_default_permissions(&beside).map_err(refuse)?;
+    beside.persist(&target).map_err(|error| refuse(error.error))?;
+    Ok(())
+}
+
+/// A temporary file is private; a plan is an ordinary file.
+#[cfg(unix)]
+fn set_default_permissions(file: &tempfile::NamedTempFile) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn set_default_permissions(_: &tempfile::NamedTempFile) -> io::Result<()> {
+    Ok(())
+}

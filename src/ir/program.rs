@@ -1,0 +1,62 @@
+//! An ordered chunk program: which op is launched when, on which stream, with how many SMs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Component, Phase, Work};
+
+/// What a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ProgramKind {
+    /// Forward.
+    F,
+    /// Full backward.
+    B,
+    /// Backward for the input.
+    I,
+    /// Weight gradients.
+    W,
+    /// Forward beside another micro-batch's full backward.
+    FB,
+}
+
+/// The two streams of a chunk program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Stream {
+    /// Kernels.
+    Compute,
+    /// Exchanges among GPUs.
+    Comm,
+}
+
+/// Ops in launch order. Ops of one stream run in this order; across streams only `waits` order them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Program {
+    /// What it runs.
+    pub kind: ProgramKind,
+    /// In launch order.
+    pub ops: Vec<ProgramOp>,
+}
+
+/// One op of a program. In an FB program ops of phase F belong to the forward chunk, the others to the backward chunk.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProgramOp {
+    /// What it is.
+    pub component: Component,
+    /// Which part of training it belongs to.
+    pub phase: Phase,
+    /// Which unit of the stage, from 0.
+    pub unit: u32,
+    /// What it does.
+    pub work: Work,
+    /// SMs that it may use.
+    pub sms: u32,
+    /// Earlier ops of the program (by index) of the other stream whose end it waits for, by an event.
+    pub waits: Vec<u32>,
+}
+
+impl ProgramOp {
+    /// The stream that it runs on.
+    pub fn stream(&self) -> Stream {
+        if self.work.is_exchange() { Stream::Comm } else { Stream::Compute }
+    }
+}

@@ -1,0 +1,65 @@
+//! The cluster: GPUs, and the two kinds of link between them.
+
+use serde::{Deserialize, Serialize};
+
+/// A set of equal nodes of equal GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// For people: shown in reports, otherwise unused.
+    pub name: String,
+    /// The GPU.
+    pub gpu: Gpu,
+    /// GPUs that share a node, and so NVLink.
+    pub gpus_per_node: u32,
+    /// Nodes.
+    pub nodes: u32,
+    /// Link of a GPU to the others of its node.
+    pub nvlink: Link,
+    /// Link of a GPU to GPUs of other nodes.
+    pub network: Link,
+}
+
+impl Cluster {
+    /// GPUs of the whole cluster.
+    pub fn gpus(&self) -> u64 {
+        u64::from(self.gpus_per_node) * u64::from(self.nodes)
+    }
+}
+
+/// A GPU, by its data sheet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// For people: shown in reports, otherwise unused.
+    pub name: String,
+    /// Streaming multiprocessors.
+    pub sms: u32,
+    /// Memory, in GB (10^9 bytes).
+    pub memory_gb: f64,
+    /// Peak of dense bf16 products, in TFLOP/s.
+    pub bf16_tflops: f64,
+    /// Peak of dense FP8 products, in TFLOP/s; `None`: the GPU has none.
+    #[serde(default)]
+    pub fp8_tflops: Option<f64>,
+    /// Memory bandwidth, in GB/s.
+    pub hbm_gb_s: f64,
+}
+
+/// A link, as one GPU sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// What one GPU can send in one direction, in GB/s: the usable, not the nominal rate.
+    pub gb_s: f64,
+    /// Time of an empty message, in microseconds.
+    pub latency_us: f64,
+    /// What one SM can send, in GB/s, where the curve was not measured. Defaults: `machine::NVLINK_PER_SM_GB_S` and
+    /// `machine::NETWORK_PER_SM_GB_S`.
+    #[serde(default)]
+    pub per_sm_gb_s: Option<f64>,
+    /// Measured points `(SMs, GB/s)`, ascending; they replace `per_sm_gb_s`. Between points the curve is linear, from
+    /// (0, 0) to the first, and flat after the last.
+    #[serde(default)]
+    pub measured: Vec<(u32, f64)>,
+}

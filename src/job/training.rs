@@ -1,0 +1,162 @@
+//! The training run: how model and data are spread over the cluster, and by which schedule.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ir::Placement;
+
+/// How the model is trained. One optimizer step is meant throughout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Pipeline ranks.
+    pub pp: u32,
+    /// GPUs that share one set of routed experts; divides dp × tp.
+    #[serde(default = "one")]
+    pub ep: u32,
+    /// GPUs that share one layer's attention and dense MLP (with sequence parallelism between them).
+    #[serde(default = "one")]
+    pub tp: u32,
+    /// Replicas of a pipeline that see different data. pp × dp × tp is the number of GPUs.
+    #[serde(default = "one")]
+    pub dp: u32,
+    /// Micro-batches of one replica in one step.
+    pub micro_batches: u32,
+    /// Sequences of a micro-batch.
+    #[serde(default = "one")]
+    pub micro_batch_size: u32,
+    /// Tokens of a sequence.
+    pub sequence: u32,
+    /// The pipeline schedule.
+    pub schedule: ScheduleKind,
+    /// Stages that a rank holds, for `Interleaved`; fixed by the schedule for the others.
+    #[serde(default)]
+    pub stages_per_rank: Option<u32>,
+    /// Where stages live; each schedule has its own, so this can only confirm it.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    /// What is computed again in the backward pass instead of being stored.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// SMs that dispatch and combine get.
+    #[serde(default = "default_communication_sms")]
+    pub communication_sms: u32,
+    /// Memory of a GPU that the plan may use, in GB; default: all of it.
+    #[serde(default)]
+    pub memory_limit_gb: Option<f64>,
+    /// Optimizer state is divided among the data-parallel replicas (ZeRO-1).
+    #[serde(default = "yes")]
+    pub sharded_optimizer: bool,
+}
+
+impl Training {
+    /// Stages that each rank holds for one direction of the pipeline.
+    pub fn stages_per_rank(&self) -> u32 {
+        match self.schedule.placement() {
+            Placement::Linear | Placement::Bidirectional => 1,
+            Placement::V => 2,
+            Placement::Loop => self.stages_per_rank.unwrap_or(2),
+        }
+    }
+
+    /// Stages that the model is cut into.
+    pub fn stages(&self) -> u32 {
+        self.pp.saturating_mul(self.stages_per_rank())
+    }
+
+    /// Tokens of a micro-batch of one replica.
+    pub fn micro_batch_tokens(&self) -> u64 {
+        u64::from(self.micro_batch_size) * u64::from(self.sequence)
+    }
+
+    /// Tokens that one step trains on, over all replicas.
+    pub fn step_tokens(&self) -> u64 {
+        self.micro_batch_tokens().saturating_mul(u64::from(self.micro_batches)).saturating_mul(u64::from(self.dp))
+    }
+}
+
+/// The published pipeline schedules. `passes::pipeline` has one generator for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+pub enum ScheduleKind {
+    /// All forwards, then all backwards (Huang et al. 2019).
+    #[value(name = "gpipe")]
+    GPipe,
+    /// One forward, one backward (PipeDream-flush, Narayanan et al. 2021).
+    #[value(name = "1f1b")]
+    OneFOneB,
+    /// 1F1B over several stages per rank (Narayanan et al. 2021).
+    #[value(name = "interleaved", alias = "interleaved-1f1b")]
+    Interleaved,
+    /// Zero-bubble with 1F1B's memory (Qi et al. 2023); PyTorch's ZB1P.
+    #[value(name = "zb-h1", aliases = ["zbh1", "zb1p"])]
+    ZbH1,
+    /// Zero-bubble on a V (Qi et al. 2024).
+    #[value(name = "zb-v", alias = "zbv")]
+    ZbV,
+    /// Two directions at once, F overlapped with B (DeepSeek-V3).
+    #[value(name = "dualpipe")]
+    DualPipe,
+    /// DualPipe folded to a V, without the second copy of the parameters.
+    #[value(name = "dualpipev")]
+    DualPipeV,
+}
+
+impl ScheduleKind {
+    /// Every kind, in the order in which tables list them.
+    pub const ALL: [Self; 7] =
+        [Self::GPipe, Self::OneFOneB, Self::Interleaved, Self::ZbH1, Self::ZbV, Self::DualPipe, Self::DualPipeV];
+
+    /// Where this schedule's stages live.
+    pub fn placement(self) -> Placement {
+        match self {
+            Self::GPipe | Self::OneFOneB | Self::ZbH1 => Placement::Linear,
+            Self::Interleaved => Placement::Loop,
+            Self::ZbV | Self::DualPipeV => Placement::V,
+            Self::DualPipe => Placement::Bidirectional,
+        }
+    }
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GPipe => "gpipe",
+            Self::OneFOneB => "1f1b",
+            Self::Interleaved => "interleaved",
+            Self::ZbH1 => "zb-h1",
+            Self::ZbV => "zb-v",
+            Self::DualPipe => "dualpipe",
+            Self::DualPipeV => "dualpipev",
+        }
+    }
+}
+
+impl fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What is computed again in the backward pass instead of being stored from the forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recompute {
+    /// Outputs of the RMSNorms (DeepSeek-V3 does).
+    pub norms: bool,
+    /// MLA's up-projections: q, k and v (DeepSeek-V3 does).
+    pub mla_up: bool,
+    /// Output of the SwiGLU activation (DeepSeek-V3 does).
+    pub swiglu: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_communication_sms() -> u32 {
+    20
+}

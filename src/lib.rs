@@ -1,0 +1,21 @@
+//! dualweave: a schedule compiler for training mixture-of-experts models.
+//!
+//! A [`job`] (model, cluster, training run) is lowered by the [`passes`] to a [`plan`]: which operation runs when, on
+//! which rank and stream, with how many SMs. [`verify`] proves a plan safe, [`sim`] predicts how long it takes.
+//!
+//! `docs/ARCHITECTURE.md` is the map.
+
+pub mod cli;
+pub mod error;
+pub mod ir;
+pub mod job;
+pub mod machine;
+#[path = "../passes/mod.rs"]
+pub mod passes;
+pub mod plan;
+pub mod sim;
+pub mod units;
+pub mod verify;
+pub mod view;
+
+pub use error::{Error, Result};

@@ -1,0 +1,124 @@
+//! The machine model: how long an op takes with the SMs that it gets.
+//!
+//! A kernel takes `max(FLOPs / (rate(dtype, shape) · SMs / all), bytes / bandwidth) + launch`; an exchange takes
+//! `latency + bytes / min(link, SMs · per-SM rate)`, the slower of its two hops. Every constant is a data sheet's or a
+//! measured value, with its source. Not modelled yet: that overlapped ops slow each other beyond sharing the SMs.
+
+mod link;
+
+pub use link::{LinkModel, NETWORK_PER_SM_GB_S, NVLINK_PER_SM_GB_S};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ir::{Kernel, Rate, Work};
+use crate::job::Cluster;
+use crate::job::model::Dtype;
+use crate::units::{Bytes, Nanos};
+
+/// Share of the peak that long bf16 products reach: 827 of 989 TFLOP/s, cuBLAS, 8192×7168×4096, one H100, measured.
+pub const BF16_GEMM_EFFICIENCY: f64 = 827.0 / 989.0;
+/// FP8 products reach `peak · FP8_GEMM_EFFICIENCY · depth / (depth + FP8_GEMM_DEPTH)`. Both numbers follow from
+/// DeepGEMM's published grouped products on H800 (README of February 2025, contiguous layout, means over 4 and 8 groups):
+/// 1292.5 TFLOP/s at depth 7168 and 1096 at depth 2048, of 1979.
+pub const FP8_GEMM_EFFICIENCY: f64 = 0.7022;
+/// See [`FP8_GEMM_EFFICIENCY`]: the depth at which half of the limit is reached; block scales and the pipeline's fill are
+/// paid once per tile, and long inner dimensions spread them.
+pub const FP8_GEMM_DEPTH: f64 = 549.0;
+/// Share of the bf16 peak of fused attention forward: 587 TFLOP/s, PyTorch's cuDNN attention, H100, qk 192 / v 128,
+/// 128 heads, 4096 causal, measured.
+pub const ATTENTION_FORWARD_EFFICIENCY: f64 = 587.0 / 989.0;
+/// The same, backward: 427 TFLOP/s.
+pub const ATTENTION_BACKWARD_EFFICIENCY: f64 = 427.0 / 989.0;
+/// fp32 products run at a sixteenth of the bf16 tensor rate (H100 data sheet: 67 TFLOP/s on plain cores against 989).
+pub const FP32_SHARE: f64 = 67.0 / 989.0;
+/// Gap between two kernels of one stream: 2.0 µs, the median over components of (span - sum of kernels) / kernels in
+/// DeepSeek's published training trace.
+pub const LAUNCH: Nanos = Nanos(2_000);
+
+/// A GPU and its links, as numbers that give times. Part of every plan, so a plan is complete without its job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// For people.
+    pub gpu: String,
+    /// SMs of the GPU.
+    pub sms: u32,
+    /// Memory that a plan may use.
+    pub memory: Bytes,
+    /// Peak of dense bf16 products, FLOP/s.
+    pub bf16_flop_s: f64,
+    /// Peak of dense FP8 products, FLOP/s; bf16's where the GPU has none.
+    pub fp8_flop_s: f64,
+    /// Memory bandwidth, bytes/s.
+    pub hbm_byte_s: f64,
+    /// Time from the end of a kernel to the start of the next.
+    pub launch: Nanos,
+    /// GPUs of a node.
+    pub gpus_per_node: u32,
+    /// To the other GPUs of the node.
+    pub nvlink: LinkModel,
+    /// To other nodes.
+    pub network: LinkModel,
+}
+
+impl Machine {
+    /// The machine of a cluster. `memory_limit_gb` (10^9 bytes) replaces the GPU's memory where given.
+    pub fn new(cluster: &Cluster, memory_limit_gb: Option<f64>) -> Self {
+        let gpu = &cluster.gpu;
+        Self {
+            gpu: gpu.name.clone(),
+            sms: gpu.sms,
+            memory: Bytes((memory_limit_gb.unwrap_or(gpu.memory_gb) * 1e9) as u64),
+            bf16_flop_s: gpu.bf16_tflops * 1e12,
+            fp8_flop_s: gpu.fp8_tflops.unwrap_or(gpu.bf16_tflops) * 1e12,
+            hbm_byte_s: gpu.hbm_gb_s * 1e9,
+            launch: LAUNCH,
+            gpus_per_node: cluster.gpus_per_node,
+            nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S),
+            network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S),
+        }
+    }
+
+    /// How long `work` takes with `sms` SMs, with nothing beside it.
+    pub fn duration(&self, work: &Work, sms: u32) -> Nanos {
+        match work {
+            Work::Compute(kernels) => kernels.iter().map(|kernel| self.kernel(kernel, sms)).sum(),
+            Work::Exchange { nvlink, network } => {
+                self.nvlink.duration(*nvlink, sms).max(self.network.duration(*network, sms))
+            }
+        }
+    }
+
+    /// How long one kernel takes, its launches included.
+    pub fn kernel(&self, kernel: &Kernel, sms: u32) -> Nanos {
+        let arithmetic = match self.rate(kernel.rate) {
+            Some(rate) => kernel.flops.as_f64() / (rate * f64::from(sms) / f64::from(self.sms)),
+            None => 0.0,
+        };
+        let traffic = kernel.bytes.as_f64() / self.hbm_byte_s;
+        Nanos::from_secs(arithmetic.max(traffic)) + self.launch * u64::from(kernel.launches)
+    }
+
+    /// Sustained FLOP/s of the whole GPU; `None` where only memory counts.
+    pub fn rate(&self, rate: Rate) -> Option<f64> {
+        let bf16 = self.bf16_flop_s;
+        Some(match rate {
+            Rate::Gemm { dtype: Dtype::Fp8, depth } => {
+                let depth = f64::from(depth);
+                self.fp8_flop_s * FP8_GEMM_EFFICIENCY * depth / (depth + FP8_GEMM_DEPTH)
+            }
+            Rate::Gemm { dtype: Dtype::Bf16, .. } => bf16 * BF16_GEMM_EFFICIENCY,
+            Rate::Gemm { dtype: Dtype::Fp32, .. } => bf16 * FP32_SHARE,
+            Rate::AttentionForward => bf16 * ATTENTION_FORWARD_EFFICIENCY,
+            Rate::AttentionBackward => bf16 * ATTENTION_BACKWARD_EFFICIENCY,
+            Rate::Memory => return None,
+        })
+    }
+
+    /// How long a contiguous transfer between neighbouring pipeline ranks takes. It goes by copy engine or network card,
+    /// without SMs: over NVLink where both ranks share a node.
+    pub fn transfer(&self, bytes: Bytes, same_node: bool) -> Nanos {
+        let link = if same_node { &self.nvlink } else { &self.network };
+        link.duration(bytes, u32::MAX)
+    }
+}
