@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, StageCost};
 use crate::machine::Machine;
 use crate::passes::split::SplitStage;
-use crate::sim::program::time_program;
+use crate::sim::time_program;
 use crate::units::Nanos;
 
 /// What the pass may choose from.
