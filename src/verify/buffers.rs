@@ -1,5 +1,5 @@
-//! Rules `buffer-size` and `write-while-read`: everything that is stored has a ring with slots that are large enough, and
-//! no slot is taken before what was in it has been let go.
+//! Rules `buffer-size` and `write-while-read`: every message has a ring with slots that are large enough, and no slot is
+//! taken before what was in it has been let go.
 //!
 //! Value k of a ring lies in slot k mod slots, so it may be acquired only after value k - slots was released. If that
 //! holds for every value, each slot holds one value at a time: that a value is written before it is read is
@@ -7,9 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::ir::{ChunkId, Component};
+use crate::ir::ChunkId;
 use crate::plan::{PlanStage, RingOf, Task};
-use crate::units::Bytes;
 
 use super::rank::{Deed, Rank, after, before, deeds};
 use super::report::{Report, Rule, Violation};
@@ -97,22 +96,15 @@ fn values(rank: &Rank) -> BTreeMap<RingOf, Vec<Value>> {
             _ => {}
         }
         for (deed, chunk) in deeds(item.0).filter(|&(_, chunk)| rank.runs(chunk)) {
-            let (s, held) = (chunk.stage, &stage(chunk.stage).held);
-            let find = |deed| rank.find(deed, chunk);
+            let s = chunk.stage;
             match deed {
                 Deed::F => {
-                    push(RingOf::FToI(s), here, find(Deed::I), sum(&held.f_to_i), chunk);
-                    push(RingOf::FToW(s), here, find(Deed::W), sum(&held.f_to_w), chunk);
                     if let Some(reader) = after(rank.layout(), chunk).filter(|&reader| rank.runs(reader)) {
                         let release = rank.find(Deed::F, reader);
                         push(RingOf::HandoffAct(s), here, release, activation(stage(s)), chunk);
                     }
                 }
                 Deed::I => {
-                    // A full backward keeps to itself what a split one hands to its weight gradient.
-                    if matches!(item.0, Task::I(..)) {
-                        push(RingOf::IToW(s), here, find(Deed::W), sum(&held.i_to_w), chunk);
-                    }
                     if let Some(reader) = before(chunk).filter(|&reader| rank.runs(reader)) {
                         let release = rank.find(Deed::I, reader);
                         push(RingOf::HandoffGrad(s), here, release, gradient(stage(s)), chunk);
@@ -135,11 +127,7 @@ fn gradient(stage: &PlanStage) -> u128 {
     u128::from(stage.input.0)
 }
 
-fn sum(parts: &BTreeMap<Component, Bytes>) -> u128 {
-    parts.values().map(|bytes| u128::from(bytes.0)).sum()
-}
-
-/// A ring as messages name it: `ring FToW(3)`.
+/// A ring as messages name it: `ring Inbox(3)`.
 pub fn ring_name(of: RingOf) -> String {
     format!("ring {of:?}")
 }

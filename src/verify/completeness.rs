@@ -17,43 +17,38 @@ pub fn check(plan: &Plan, report: &mut Report) {
 }
 
 /// The units of all stages, one after the other, are those of a model: the embedding, layers 0, 1, 2, …, MTP modules
-/// 0, 1, …, and one head more than there are modules.
+/// 0, 1, …, and the head.
 fn model(plan: &Plan, report: &mut Report) {
-    let (mut layers, mut modules, mut heads) = (0_u32, 0_u32, 0_u64);
-    let mut first = true;
-    for (number, stage) in plan.stages.iter().enumerate() {
-        for unit in &stage.units {
-            let expected = match unit {
-                _ if first => Unit::Embedding,
-                // Never where it is not first.
-                Unit::Embedding => Unit::Dense(layers),
-                Unit::Dense(_) => Unit::Dense(layers),
-                Unit::Moe(_) => Unit::Moe(layers),
-                Unit::Mtp(_) => Unit::Mtp(modules),
-                Unit::Head => Unit::Head,
-            };
-            if *unit != expected {
-                report.add(RULE, || {
-                    let message = format!("has unit `{unit}` where `{expected}` of the model should be");
-                    Violation::plan(RULE, format!("stage {number}"), message)
-                });
-            }
-            first = false;
-            match unit {
-                Unit::Embedding => {}
-                // Goes on from what is there, so that one gap is one violation.
-                Unit::Dense(layer) | Unit::Moe(layer) => layers = layer.saturating_add(1),
-                Unit::Mtp(module) => modules = module.saturating_add(1),
-                Unit::Head => heads += 1,
-            }
+    let units = || (0..).zip(&plan.stages).flat_map(|(stage, held)| held.units.iter().map(move |&unit| (stage, unit)));
+    let count = units().count();
+    let (mut layers, mut modules) = (0_u32, 0_u32);
+    for (place, (stage, unit)) in (1..).zip(units()) {
+        let expected = match unit {
+            _ if place == 1 => Some(Unit::Embedding),
+            _ if place == count => Some(Unit::Head),
+            Unit::Dense(_) if modules == 0 => Some(Unit::Dense(layers)),
+            Unit::Moe(_) if modules == 0 => Some(Unit::Moe(layers)),
+            Unit::Mtp(_) => Some(Unit::Mtp(modules)),
+            _ => None,
+        };
+        if expected != Some(unit) {
+            report.add(RULE, || {
+                let message = match expected {
+                    Some(expected) => format!("has unit `{unit}` where `{expected}` of the model should be"),
+                    None => format!("has unit `{unit}` in the middle of the model, where it cannot be"),
+                };
+                Violation::plan(RULE, format!("stage {stage}"), message)
+            });
+        }
+        match unit {
+            // Goes on from what is there, so that one gap is one violation.
+            Unit::Dense(layer) | Unit::Moe(layer) => layers = layer.saturating_add(1),
+            Unit::Mtp(module) => modules = module.saturating_add(1),
+            Unit::Embedding | Unit::Head => {}
         }
     }
-    let expected = u64::from(modules) + 1;
-    if heads != expected {
-        report.add(RULE, || {
-            let message = format!("has {heads} heads where a model with {modules} MTP modules has {expected}");
-            Violation::plan(RULE, "the model", message)
-        });
+    if count == 1 {
+        report.add(RULE, || Violation::plan(RULE, "the model", "has no head".to_owned()));
     }
 }
 

@@ -24,8 +24,8 @@ const NONE: Ops = Ops { compute: (0, 0), exchange: (0, 0) };
 const ONE: Ops = Ops { compute: (1, 1), exchange: (0, 0) };
 /// One kernel op; where weights are cut over tensor-parallel GPUs, also the exchanges that join their results.
 const TP: Ops = Ops { compute: (1, 1), exchange: (0, EXCHANGES) };
-/// One all-to-all, and at most one kernel op that prepares or finishes it (router, permutation, sum).
-const A2A: Ops = Ops { compute: (0, 1), exchange: (1, 1) };
+/// One all-to-all, which does all there is: router and permutations are part of attention and MLP.
+const A2A: Ops = Ops { compute: (0, 0), exchange: (1, 1) };
 /// Far more exchanges than any way to cut an op's weights needs.
 const EXCHANGES: u32 = 16;
 
@@ -37,7 +37,7 @@ pub type Row = (Component, Ops, Ops, Ops);
 const EMBEDDING: &[Row] = &[(Component::Embedding, TP, NONE, ONE)];
 /// A layer with a dense MLP.
 const DENSE: &[Row] = &[(Component::Attention, TP, TP, ONE), (Component::Mlp, TP, TP, ONE)];
-/// A layer with experts, and an MTP module, which is one with a projection in front (counted with its attention).
+/// A layer with experts.
 const EXPERTS: &[Row] = &[
     (Component::Attention, TP, TP, ONE),
     (Component::Dispatch, A2A, A2A, NONE),
@@ -47,12 +47,15 @@ const EXPERTS: &[Row] = &[
 /// Final norm, output head and loss.
 const HEAD: &[Row] = &[(Component::Head, TP, TP, ONE)];
 
-/// The components of a unit, in the order in which a forward passes through them.
-pub fn rows(unit: Unit) -> &'static [Row] {
+/// The components of a unit, in the order in which a forward passes through them. An MTP module is a layer with a
+/// projection in front (counted with its attention), with experts or without.
+pub fn rows(unit: Unit, modules_have_experts: bool) -> &'static [Row] {
     match unit {
         Unit::Embedding => EMBEDDING,
         Unit::Dense(_) => DENSE,
-        Unit::Moe(_) | Unit::Mtp(_) => EXPERTS,
+        Unit::Moe(_) => EXPERTS,
+        Unit::Mtp(_) if modules_have_experts => EXPERTS,
+        Unit::Mtp(_) => DENSE,
         Unit::Head => HEAD,
     }
 }
@@ -65,4 +68,9 @@ pub fn ops(row: &Row, phase: Phase, tensor_parallel: u32) -> Ops {
         Phase::W => row.3,
     };
     if ops == TP && tensor_parallel <= 1 { ONE } else { ops }
+}
+
+/// Whether the component has a weight gradient in such a unit. All that a module can be has one for its attention and MLP.
+pub fn has_weights(unit: Unit, component: Component) -> bool {
+    rows(unit, true).iter().any(|row| row.0 == component && !row.3.is_none())
 }

@@ -30,11 +30,12 @@ pub fn op_name(program: usize, index: usize, op: &ProgramOp) -> String {
 
 /// Checks every program under every stage or pair that refers to it.
 pub fn check(plan: &Plan, report: &mut Report) {
+    let modules_have_experts = modules_have_experts(plan);
     // Stages with the same kinds of units ask the same of a program; each question is asked once.
     let mut numbers = BTreeMap::new();
     let mut classes: Vec<usize> = Vec::with_capacity(plan.stages.len());
     for stage in &plan.stages {
-        let rows = stage.units.iter().flat_map(|&unit| grammar::rows(unit));
+        let rows = stage.units.iter().flat_map(|&unit| grammar::rows(unit, modules_have_experts));
         let components: Vec<Component> = rows.map(|row| row.0).collect();
         let next = numbers.len();
         classes.push(*numbers.entry(components).or_insert(next));
@@ -43,9 +44,26 @@ pub fn check(plan: &Plan, report: &mut Report) {
     for question in questions(plan) {
         let class = |stage: Option<u32>| stage.map(|stage| classes[stage as usize]);
         if asked.insert((question.program, question.stages.map(class))) {
-            question.check(plan, report);
+            question.check(plan, modules_have_experts, report);
         }
     }
+}
+
+/// Whether MTP modules are layers with experts, which their name does not tell: they are as soon as one dispatches.
+fn modules_have_experts(plan: &Plan) -> bool {
+    let mut dispatches = BTreeSet::new();
+    for (number, program) in (0..).zip(&plan.programs) {
+        let ops = program.ops.iter().filter(|op| op.component == Component::Dispatch);
+        dispatches.extend(ops.map(|op| (number, op.phase, op.unit)));
+    }
+    questions(plan).any(|question| {
+        let stages = [Phase::F, Phase::I].into_iter().zip(question.stages);
+        stages.filter_map(|(phase, stage)| Some((phase, stage?))).any(|(phase, stage)| {
+            let units = (0..).zip(&plan.stages[stage as usize].units);
+            let mut modules = units.filter(|(_, unit)| matches!(unit, Unit::Mtp(_)));
+            modules.any(|(unit, _)| dispatches.contains(&(question.program, phase, unit)))
+        })
+    })
 }
 
 /// A program, and the stage whose F, I and W it should run.
@@ -90,9 +108,9 @@ struct Group {
 }
 
 impl Question {
-    fn check(&self, plan: &Plan, report: &mut Report) {
+    fn check(&self, plan: &Plan, modules_have_experts: bool, report: &mut Report) {
         let program = &plan.programs[self.program as usize];
-        let mut groups = self.groups(plan);
+        let mut groups = self.groups(plan, modules_have_experts);
         if program.ops.len() > groups.len().saturating_mul(MOST_OPS) {
             report.add(Rule::ProgramContent, || {
                 let message = format!("has {} ops for {} components", program.ops.len(), groups.len());
@@ -108,13 +126,13 @@ impl Question {
     }
 
     /// Everything that must be there: F in model order, I in reverse, then W.
-    fn groups(&self, plan: &Plan) -> Vec<Group> {
+    fn groups(&self, plan: &Plan, modules_have_experts: bool) -> Vec<Group> {
         let mut groups = Vec::new();
         for (phase, stage) in [Phase::F, Phase::I, Phase::W].into_iter().zip(self.stages) {
             let Some(stage) = stage else { continue };
             let before = groups.len();
             for (unit, &of) in (0..).zip(&plan.stages[stage as usize].units) {
-                for row in grammar::rows(of) {
+                for row in grammar::rows(of, modules_have_experts) {
                     let allowed = grammar::ops(row, phase, plan.origin.tp);
                     if !allowed.is_none() {
                         groups.push(Group { phase, unit, component: row.0, of, allowed, ops: Vec::new() });

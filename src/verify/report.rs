@@ -32,11 +32,11 @@ pub enum Rule {
     Deadlock,
     /// Nothing starts before what it reads has been written.
     ReadBeforeWrite,
-    /// Everything that is stored has a ring, with slots that are large enough.
+    /// Every message has a ring, with slots that are large enough.
     BufferSize,
     /// No slot is written while what was in it may still be read.
     WriteWhileRead,
-    /// Everything that a rank holds fits its memory.
+    /// What a rank holds fits its memory at every item.
     Memory,
 }
 

@@ -166,11 +166,7 @@ fn rings(plan: &Plan, rank: u32, report: &mut Report) {
                     refuse(message);
                 }
             }
-            RingOf::FToI(stage)
-            | RingOf::FToW(stage)
-            | RingOf::IToW(stage)
-            | RingOf::HandoffAct(stage)
-            | RingOf::HandoffGrad(stage) => {
+            RingOf::HandoffAct(stage) | RingOf::HandoffGrad(stage) => {
                 if stage >= plan.layout.stages {
                     refuse(format!("names stage {stage} of {}", plan.layout.stages));
                 }

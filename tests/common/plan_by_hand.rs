@@ -1,4 +1,5 @@
 //! Three small plans written out by hand, every item and every wait, so that the verifier is not tested against a compiler.
+//! Each has exactly the memory that it needs.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +22,10 @@ pub const HELD: (u64, u64, u64) = (3, 7, 4);
 
 /// One stage a rank, 1F1B, four micro-batches. Rank 0 splits its last two backwards.
 pub fn linear() -> Plan {
-    use RingOf::{FToI, FToW, IToW, Inbox, Outbox};
+    use RingOf::{Inbox, Outbox};
     use Task::{B, F, GatherParams, I, RecvAct, RecvGrad, ReduceGrads, SendAct, SendGrad, Update, W};
     let rank_0 = rank(
-        &[FToI(0), FToW(0), IToW(0), Inbox(1), Outbox(1)].map(|of| (of, 2)),
+        &[Inbox(1), Outbox(1)].map(|of| (of, 2)),
         &[
             (F(0, 0), &[]),
             (SendAct(0, 0, 1), &[F(0, 0)]),
@@ -50,7 +51,7 @@ pub fn linear() -> Plan {
         ],
     );
     let rank_1 = rank(
-        &[(FToI(1), 1), (FToW(1), 1), (Inbox(0), 2), (Outbox(0), 2)],
+        &[Inbox(0), Outbox(0)].map(|of| (of, 2)),
         &[
             (RecvAct(0, 0, 0), &[]),
             (F(1, 0), &[RecvAct(0, 0, 0)]),
@@ -78,16 +79,18 @@ pub fn linear() -> Plan {
         stage(&[Unit::Moe(1), Unit::Head], (MESSAGE, 0), [4, 5, 6, 7], true),
     ];
     let programs = [embedding_dense(), experts_head()].concat();
-    plan(Layout::new(Placement::Linear, 2, 1, 4), stages, vec![], programs, vec![rank_0, rank_1])
+    // Rank 0 at I(0,3): 175 for its stage, 4 messages of 8, an exchange of 11; micro-batch 2 with 7 + 4, 3 with 3 + 7 + 4.
+    let memory = 175 + 32 + 11 + 25;
+    plan(Layout::new(Placement::Linear, 2, 1, 4), stages, vec![], programs, vec![rank_0, rank_1], memory)
 }
 
 /// Two stages a rank in a V, two micro-batches, with hand-overs on rank 1 and an overlapped pair on rank 0.
 pub fn v() -> Plan {
-    use RingOf::{FToI, FToW, HandoffAct, HandoffGrad, Inbox, Outbox};
+    use RingOf::{HandoffAct, HandoffGrad, Inbox, Outbox};
     use Task::{B, F, FB, RecvAct, RecvGrad, ReduceGrads, SendAct, SendGrad, Update};
     let pair = FB((3, 1), (3, 0));
     let rank_0 = rank(
-        &[FToI(0), FToW(0), FToI(3), FToW(3), Inbox(1), Outbox(1)].map(|of| (of, 2)),
+        &[Inbox(1), Outbox(1)].map(|of| (of, 2)),
         &[
             (F(0, 0), &[]),
             (SendAct(0, 0, 1), &[F(0, 0)]),
@@ -111,16 +114,7 @@ pub fn v() -> Plan {
         ],
     );
     let rank_1 = rank(
-        &[
-            (FToI(1), 2),
-            (FToW(1), 2),
-            (FToI(2), 2),
-            (FToW(2), 2),
-            (HandoffAct(1), 1),
-            (HandoffGrad(2), 1),
-            (Inbox(0), 2),
-            (Outbox(0), 2),
-        ],
+        &[(HandoffAct(1), 1), (HandoffGrad(2), 1), (Inbox(0), 2), (Outbox(0), 2)],
         &[
             (RecvAct(0, 0, 0), &[]),
             (F(1, 0), &[RecvAct(0, 0, 0)]),
@@ -153,18 +147,20 @@ pub fn v() -> Plan {
     let mut programs = [embedding_dense(), experts_head(), dense()].concat();
     programs.push(experts_head_pair());
     let pairs = vec![Pair { f: 3, b: 3, program: 12 }];
-    plan(Layout::new(Placement::V, 2, 2, 2), stages, pairs, programs, vec![rank_0, rank_1])
+    // Rank 1 at B(2,0): two stages of 175, 6 messages of 8, an exchange of 11; four chunks with 3 + 7, and 4 handed on.
+    let memory = 350 + 48 + 11 + 44;
+    plan(Layout::new(Placement::V, 2, 2, 2), stages, pairs, programs, vec![rank_0, rank_1], memory)
 }
 
 /// Both directions over two ranks, four micro-batches, each stage on both ranks.
 pub fn bidirectional() -> Plan {
-    use RingOf::{FToI, FToW, Inbox, Outbox};
+    use RingOf::{Inbox, Outbox};
     use Task::{B, F, FB, GatherParams, RecvAct, RecvGrad, ReduceGrads, SendAct, SendGrad, Update};
     // Rank 0 sends micro-batches 0 and 1 down and gets 2 and 3; for rank 1 it is the other way round.
     let side = |other: u32, (a, b): (u32, u32), (c, d): (u32, u32)| {
         let pair = FB((1, d), (1, c));
         rank(
-            &[FToI(0), FToW(0), FToI(1), FToW(1), Inbox(other), Outbox(other)].map(|of| (of, 2)),
+            &[Inbox(other), Outbox(other)].map(|of| (of, 2)),
             &[
                 (F(0, a), &[]),
                 (SendAct(0, a, other), &[F(0, a)]),
@@ -198,7 +194,9 @@ pub fn bidirectional() -> Plan {
     programs.push(experts_head_pair());
     let pairs = vec![Pair { f: 1, b: 1, program: 8 }];
     let ranks = vec![side(1, (0, 1), (2, 3)), side(0, (2, 3), (0, 1))];
-    plan(Layout::new(Placement::Bidirectional, 2, 1, 4), stages, pairs, programs, ranks)
+    // Both at their pair: two stages of 175, 4 messages of 8, an exchange of 11; four chunks with 3 + 7, and 4 handed on.
+    let memory = 350 + 32 + 11 + 44;
+    plan(Layout::new(Placement::Bidirectional, 2, 1, 4), stages, pairs, programs, ranks, memory)
 }
 
 /// All three.
@@ -206,18 +204,11 @@ pub fn all() -> Vec<Plan> {
     vec![linear(), v(), bidirectional()]
 }
 
-/// A rank from its rings (bytes follow from what they hold) and its items, each with the items that it waits for.
+/// A rank from its rings and its items, each with the items that it waits for.
 fn rank(rings: &[(RingOf, u32)], items: &[(Task, &[Task])]) -> PlanRank {
-    let bytes = |of| match of {
-        RingOf::FToI(_) => HELD.0,
-        RingOf::FToW(_) => HELD.1,
-        RingOf::IToW(_) => HELD.2,
-        _ => MESSAGE,
-    };
-    let index =
-        |task: &Task| items.iter().position(|item| item.0 == *task).expect("waits for an item of the list") as u32;
+    let index = |task: &Task| items.iter().position(|item| item.0 == *task).expect("waits for an item of the list") as u32;
     PlanRank {
-        rings: rings.iter().map(|&(of, slots)| Ring { of, slots, bytes: Bytes(bytes(of)) }).collect(),
+        rings: rings.iter().map(|&(of, slots)| Ring { of, slots, bytes: Bytes(MESSAGE) }).collect(),
         items: items.iter().map(|(task, waits)| Item(*task, waits.iter().map(index).collect())).collect(),
     }
 }
@@ -272,7 +263,9 @@ fn program(kind: ProgramKind, ops: &[Op]) -> Program {
         sms: if exchange { SMS.2 } else { SMS.1 },
         waits: waits.to_vec(),
     };
-    Program { kind, ops: ops.iter().map(op).collect() }
+    // Of all ops only the MLP's hands something on.
+    let workspace = Bytes(if matches!(kind, ProgramKind::B | ProgramKind::FB) { HELD.2 } else { 0 });
+    Program { kind, workspace, ops: ops.iter().map(op).collect() }
 }
 
 /// F, B, I, W of a stage of the embedding and a dense layer.
@@ -314,11 +307,10 @@ fn experts_head() -> Vec<Program> {
             ProgramKind::F,
             &[
                 k(Attention, F, 0, &[]),
-                k(Dispatch, F, 0, &[]),
-                x(Dispatch, F, 0, &[1]),
-                k(Mlp, F, 0, &[2]),
-                x(Combine, F, 0, &[3]),
-                k(Head, F, 1, &[4]),
+                x(Dispatch, F, 0, &[0]),
+                k(Mlp, F, 0, &[1]),
+                x(Combine, F, 0, &[2]),
+                k(Head, F, 1, &[3]),
             ],
         ),
         program(
@@ -354,18 +346,17 @@ fn experts_head_pair() -> Program {
         ProgramKind::FB,
         &[
             k(Attention, F, 0, &[]),
-            k(Dispatch, F, 0, &[]),
             k(Head, I, 1, &[]),
-            x(Dispatch, F, 0, &[1]),
-            x(Combine, I, 0, &[2]),
+            x(Dispatch, F, 0, &[0]),
+            x(Combine, I, 0, &[1]),
             k(Head, W, 1, &[]),
-            k(Mlp, F, 0, &[3]),
-            k(Mlp, I, 0, &[4]),
-            x(Combine, F, 0, &[6]),
-            x(Dispatch, I, 0, &[7]),
+            k(Mlp, F, 0, &[2]),
+            k(Mlp, I, 0, &[3]),
+            x(Combine, F, 0, &[5]),
+            x(Dispatch, I, 0, &[6]),
             k(Mlp, W, 0, &[]),
-            k(Head, F, 1, &[8]),
-            k(Attention, I, 0, &[9]),
+            k(Head, F, 1, &[7]),
+            k(Attention, I, 0, &[8]),
             k(Attention, W, 0, &[]),
         ],
     )
@@ -399,7 +390,7 @@ fn plan(
         machine: Machine {
             gpu: "small".to_owned(),
             sms: SMS.0,
-            memory: Bytes(1000),
+            memory: Bytes(memory),
             bf16_flop_s: 1e12,
             fp8_flop_s: 1e12,
             hbm_byte_s: 1e12,
