@@ -60,8 +60,10 @@ pub(super) fn multi_head(config: &mut Config<'_>, trunk: &Trunk, quotient: bool)
         (None, false) => config.count("head_dim")?,
         (None, true) if trunk.hidden.is_multiple_of(heads) => trunk.hidden / heads,
         (None, true) => {
-            let message =
-                format!("{heads} heads do not divide the hidden size {}, and no `head_dim` is given", trunk.hidden);
+            let hidden = trunk.hidden;
+            let message = format!(
+                "`num_attention_heads` {heads} does not divide `hidden_size` {hidden}, and there is no `head_dim`"
+            );
             return Err(config.refuse("num_attention_heads", message, "add `head_dim` as the model was published"));
         }
     };
