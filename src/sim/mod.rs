@@ -11,6 +11,7 @@ mod meeting;
 mod program;
 mod rates;
 mod references;
+mod relief;
 mod run;
 
 pub use account::{Activity, Cause, Reason, Wait};
@@ -18,6 +19,7 @@ pub use meeting::{ItemId, Transfer, match_transfers};
 pub use program::{ProgramTiming, time_program};
 pub use rates::Rates;
 pub use references::check_references;
+pub use relief::Relief;
 
 use crate::error::Result;
 use crate::plan::{Plan, StreamId};
