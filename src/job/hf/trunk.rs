@@ -121,7 +121,11 @@ pub(super) fn window(config: &mut Config<'_>, layers: Vec<u32>) -> Result<Option
 pub(super) fn layer_set(config: &Config<'_>, key: &str, layers: u32, is_moe: impl Fn(u32) -> bool) -> Result<Layers> {
     let only: Vec<u32> = (0..layers).filter(|&layer| is_moe(layer)).collect();
     match only.first() {
-        None => Err(config.refuse(key, "the model has experts, but no layer uses them", format!("check `{key}`"))),
+        None => Err(config.refuse(
+            key,
+            format!("`{key}` leaves no layer with experts"),
+            format!("the model has {layers} layers"),
+        )),
         Some(0) if only.len() == layers as usize => Ok(Layers::All),
         Some(&first) if only.len() == (layers - first) as usize => Ok(Layers::From(first)),
         Some(_) => Ok(Layers::Only(only)),
