@@ -113,7 +113,7 @@ pub fn from_ron(name: &str, text: &str, error: &ron::error::SpannedError) -> Err
 }
 
 /// Byte offset of a line and column, both from 1; columns count characters.
-fn offset(text: &str, line: usize, column: usize) -> usize {
+pub(crate) fn offset(text: &str, line: usize, column: usize) -> usize {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let rest = &text[start..];
     start + rest.char_indices().nth(column.saturating_sub(1)).map_or(rest.len(), |(at, _)| at)

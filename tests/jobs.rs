@@ -70,9 +70,9 @@ fn later_errors_are_located_too() {
     let loaded = example("deepseek-v3", &Overrides::default());
     let shown = |field: &str| rendered(&loaded.locate(Error::new("refused").field(field)));
     // In the job file, in a file it names, in a config it imports.
-    assert!(shown("training.micro_batches").contains("job.ron:14:24"), "{}", shown("training.micro_batches"));
+    assert!(shown("training.micro_batches").contains("job.ron:13:24"), "{}", shown("training.micro_batches"));
     assert!(shown("cluster.nodes").contains("cluster.ron:14:12"), "{}", shown("cluster.nodes"));
-    assert!(shown("model.moe.experts").contains("config.json:17:2"), "{}", shown("model.moe.experts"));
+    assert!(shown("model.moe.experts").contains("config.json:16:2"), "{}", shown("model.moe.experts"));
     // Nowhere: the part that it belongs to.
     assert!(shown("training.memory_limit_gb").contains("not written here"), "{}", shown("training.memory_limit_gb"));
     assert!(!loaded.locate(Error::new("no field")).has_place());
@@ -84,4 +84,66 @@ fn paths_that_are_no_job_files_are_refused() {
         let error = load(Path::new(path), &Overrides::default()).expect_err(path);
         assert!(error.message().contains(path), "{error:?}");
     }
+}
+
+/// Whatever the file holds, loading it answers; and an error in its text points into it.
+#[test]
+fn no_text_makes_it_panic() {
+    let text = include_str!("../examples/tiny/job.ron");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("job.ron");
+    let check = |text: &str| {
+        std::fs::write(&path, text).expect("the folder can be written");
+        if let Err(error) = load(&path, &Overrides::default()) {
+            assert!(!rendered(&error).is_empty());
+            assert!(error.has_place(), "{error:?} in\n{text}");
+        }
+    };
+    let places: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+    for &at in places.iter().step_by(13) {
+        check(&text[..at]);
+    }
+    for (i, &at) in places.iter().enumerate().step_by(5) {
+        let strange = ["(", ")", "\"", "-", "é", "9999999999", "/*", "[", ",", ":", "x", "#", "'", "NaN", "\n//", "\\"];
+        let (before, after) = text.split_at(at);
+        check(&format!("{before}{}{after}", strange[i / 5 % strange.len()]));
+        let rest = after.chars().next().map_or(0, char::len_utf8);
+        check(&format!("{before}{}", &after[rest..]));
+    }
+    check(&"(".repeat(100_000));
+    check(&text.replace("model: (", &format!("model: {}", "file(".repeat(1000))));
+}
+
+/// The values that an error offers are values that are not refused again for the same field.
+#[test]
+fn what_an_error_offers_would_do() {
+    type Set = fn(&mut Overrides, u32);
+    let fields: [(&str, Set); 3] = [
+        ("ep", |overrides, value| overrides.ep = Some(value)),
+        ("tp", |overrides, value| overrides.tp = Some(value)),
+        ("communication_sms", |overrides, value| overrides.communication_sms = Some(value)),
+    ];
+    let mut followed = 0;
+    for (field, set) in fields {
+        for value in 1..=140 {
+            // ep and tp are free to be 8 here.
+            let refused = |value| {
+                let mut overrides = Overrides { pp: Some(1), dp: Some(8), ep: Some(1), ..Overrides::default() };
+                if field == "tp" {
+                    overrides.dp = Some(1);
+                }
+                set(&mut overrides, value);
+                load(Path::new("examples/tiny/job.ron"), &overrides).err()
+            };
+            let Some(error) = refused(value) else { continue };
+            let help = error.help_text().expect("a way out");
+            let offered = help.split("would do: ").nth(1).and_then(|rest| rest.split(';').next()).expect("an offer");
+            for offer in offered.split(" or ") {
+                let offer = offer.parse().expect("a number");
+                assert!(refused(offer).is_none(), "{field} {value}: {offer} would not do");
+                followed += 1;
+            }
+        }
+    }
+    assert!(followed > 300, "{followed}");
 }

@@ -175,12 +175,12 @@ impl Model {
     /// The shapes of a layer's attention.
     pub fn attention_shape(&self) -> AttentionShape {
         match &self.attention {
-            Attention::Mha(dims) | Attention::Gqa(dims) => self.multi_head(dims),
-            Attention::Mla(dims) => self.latent(dims),
+            Attention::Mha(dims) | Attention::Gqa(dims) => self.multi_head_shape(dims),
+            Attention::Mla(dims) => self.latent_shape(dims),
         }
     }
 
-    fn multi_head(&self, dims: &MultiHead) -> AttentionShape {
+    fn multi_head_shape(&self, dims: &MultiHead) -> AttentionShape {
         let hidden = u64::from(self.hidden);
         let (heads, kv_heads, width) = (u64::from(dims.heads), u64::from(dims.kv_heads()), u64::from(dims.head_dim));
         let qkv = (heads + 2 * kv_heads) * width;
@@ -197,7 +197,7 @@ impl Model {
         }
     }
 
-    fn latent(&self, dims: &Mla) -> AttentionShape {
+    fn latent_shape(&self, dims: &Mla) -> AttentionShape {
         let hidden = u64::from(self.hidden);
         let heads = u64::from(dims.heads);
         let (kv_rank, rope) = (u64::from(dims.kv_rank), u64::from(dims.rope_dim));

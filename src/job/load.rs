@@ -40,9 +40,9 @@ pub struct Loaded {
 /// to the place in the file.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Loaded> {
     let file = File::read(path)?;
-    let parts: Parts<'_> = file.parse(0..file.text.len()).map_err(|error| match error.help_text() {
-        Some(_) => error,
-        None => error.help("a job is `(model: .., cluster: .., training: ..)`"),
+    let parts: Parts<'_> = file.body().and_then(|span| file.parse(source::JOB, span)).map_err(|error| {
+        let help = error.help_text().unwrap_or("a job is `(model: .., cluster: .., training: ..)`").to_owned();
+        error.help(help)
     })?;
     let reader = PartReader { folder: path.parent().unwrap_or(Path::new("")), file: &file };
     let (model, model_origin, mut notes) = reader.model("model", parts.model)?;
@@ -201,10 +201,11 @@ impl PartReader<'_> {
         let (word, rest) = source::variant(&self.file.text, span.clone());
         match word {
             "file" => {
-                let (path,): (String,) = self.argument("file", "the path of a RON file", rest.clone())?;
+                let (path,): (String,) =
+                    self.file.parse(part, rest.clone()).map_err(|error| error.help(forms(part)))?;
                 let file = self.open(&path, rest)?;
-                let span = file.body();
-                let value = file.parse(0..file.text.len())?;
+                let span = file.body()?;
+                let value = file.parse(part, span.clone())?;
                 let head = span.start..(span.start + 1).min(span.end);
                 Ok((value, Origin::Ron(Struct { file, span, head })))
             }
@@ -212,9 +213,9 @@ impl PartReader<'_> {
                 .help(format!("write `{part}: ( .. )` or `{part}: file(\"{part}.ron\")`"))
                 .at(&self.file.name, &self.file.text, span.start..rest.start, "here")),
             _ => {
-                let value = self.file.parse(span.clone()).map_err(|error| match error.help_text() {
-                    Some(_) => error,
-                    None => error.help(forms(part)),
+                let value = self.file.parse(part, span.clone()).map_err(|error| {
+                    // A word that is none of the three forms, or no struct at all.
+                    if rest.is_empty() || !word.is_empty() { error.help(forms(part)) } else { error }
                 })?;
                 Ok((value, Origin::Ron(self.inline(part, span))))
             }
@@ -228,9 +229,9 @@ impl PartReader<'_> {
         if word != "hf" {
             return self.plain(part, raw).map(|(model, origin)| (model, origin, Vec::new()));
         }
-        let imported = match self.file.parse::<(String,)>(rest.clone()) {
+        let imported = match self.file.parse::<(String,)>("hf", rest.clone()) {
             Ok((config,)) => Imported { config, name: None, precision: None },
-            Err(_) => self.argument("hf", "the path of a config.json, or `config: \"..\"` and more", rest.clone())?,
+            Err(_) => self.file.parse("hf", rest.clone())?,
         };
         let config = self.open(&imported.config, rest)?;
         let hf::Imported { mut model, mut notes, precision_fits } = hf::import(&config.name, &config.text)?;
@@ -251,20 +252,10 @@ impl PartReader<'_> {
 
     /// A part that stands in the job file itself.
     fn inline(&self, part: &str, span: Range<usize>) -> Struct {
-        let name = source::fields(&self.file.text, self.file.body())
-            .into_iter()
-            .find(|field| &self.file.text[field.name.clone()] == part)
-            .map(|field| field.name);
+        let parts = self.file.body().map_or(Vec::new(), |body| source::fields(&self.file.text, body));
+        let name = parts.into_iter().map(|field| field.name).find(|name| &self.file.text[name.clone()] == part);
         let head = name.unwrap_or(span.start..(span.start + 1).min(span.end));
         Struct { file: self.file.clone(), span, head }
-    }
-
-    /// What stands in the brackets of `file( .. )` or `hf( .. )`.
-    fn argument<T: DeserializeOwned>(&self, word: &str, what: &str, span: Range<usize>) -> Result<T> {
-        self.file.parse(span).map_err(|error| match error.help_text() {
-            Some(_) => error,
-            None => error.help(format!("`{word}( .. )` takes {what}")),
-        })
     }
 
     /// Opens a file that the job names at `span`.

@@ -53,6 +53,10 @@ pub fn read_text(path: &std::path::Path, limit: u64) -> crate::Result<String> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
+        // The replacement character stands where the first wrong byte was.
+        let shown = String::from_utf8_lossy(error.as_bytes());
         Error::new(format!("`{name}` is not text: byte {at} is not UTF-8"))
+            .help("save it as UTF-8, or give the file that was meant")
+            .at(&name.to_string(), &shown, at..at + char::REPLACEMENT_CHARACTER.len_utf8(), "here")
     })
 }

@@ -35,38 +35,106 @@ impl File {
         Ok(Self { name: path.display().to_string(), text: super::read_text(path, LARGEST_FILE)? })
     }
 
-    /// Reads `span` of the file as RON. Errors point to where they are in the whole file.
-    pub fn parse<'a, T: Deserialize<'a>>(&'a self, span: Range<usize>) -> Result<T> {
-        let part = &self.text[span.clone()];
-        options().from_str(part).map_err(|error| self.refuse(span.start, error))
-    }
-
-    /// The value that a RON file is, without the comments and attributes around it; all of a file that is not RON.
-    pub fn body(&self) -> Range<usize> {
+    /// The value that the file holds, without the comments and attributes around it.
+    ///
+    /// # Errors
+    /// If the file is not RON. After this only what the value means can be wrong.
+    pub fn body(&self) -> Result<Range<usize>> {
         match options().from_str::<&RawValue>(&self.text) {
-            Ok(value) => offset_in(&self.text, value.trim().get_ron()),
-            Err(_) => 0..self.text.len(),
+            Ok(value) => Ok(offset_in(&self.text, value.trim().get_ron())),
+            Err(error) => Err(self.not_ron(&error)),
         }
     }
 
-    /// An error of the RON reader, met in the part of the text that begins at `start`.
-    fn refuse(&self, start: usize, mut error: SpannedError) -> Error {
-        let before = &self.text[..start];
-        let lines = before.matches('\n').count();
-        let columns = before.rsplit('\n').next().map_or(0, |line| line.chars().count());
-        for position in [&mut error.span.start, &mut error.span.end] {
-            if position.line == 1 {
-                position.col += columns;
-            }
-            position.line += lines;
+    /// Reads the RON value at `span`. Errors name the field at fault, as a path that starts with `root`, and point to it.
+    pub fn parse<'a, T: Deserialize<'a>>(&'a self, root: &str, span: Range<usize>) -> Result<T> {
+        options().from_str(&self.text[span.clone()]).map_err(|error| self.misfit(root, span, &error))
+    }
+
+    /// An error of syntax.
+    fn not_ron(&self, error: &SpannedError) -> Error {
+        let refused = crate::error::from_ron(&self.name, &self.text, error);
+        let end = crate::error::offset(&self.text, error.span.end.line, error.span.end.col);
+        if self.text.trim().is_empty() {
+            return refused.help("the file is empty");
         }
-        let refused = crate::error::from_ron(&self.name, &self.text, &error);
-        match help(&error.code) {
-            Some(help) => refused.help(help),
-            None => refused,
+        if end >= self.text.trim_end().len() {
+            return refused.help("the file ends too early: something that was opened is not closed");
+        }
+        match &error.code {
+            RonError::ExpectedComma if self.text.contains("hf(\"") => refused.help(
+                "fields are separated by commas; `hf(\"..\")` takes a path alone, with more it is \
+                 `hf(config: \"..\", precision: (..))`",
+            ),
+            RonError::ExpectedComma => refused.help("fields are separated by commas"),
+            RonError::TrailingCharacters => refused.help("one pair of brackets holds all of it: remove what follows"),
+            _ => refused,
+        }
+    }
+
+    /// An error in what the value at `span` means.
+    fn misfit(&self, root: &str, span: Range<usize>, error: &SpannedError) -> Error {
+        let part = &self.text[span.clone()];
+        let within = |at: ron::error::Position| span.start + crate::error::offset(part, at.line, at.col);
+        let (start, end) = (within(error.span.start), within(error.span.end));
+        // That a field is missing shows at the closing bracket, which the last field before it may touch.
+        let missing = matches!(error.code, RonError::MissingStructField { .. });
+        let (path, field) = self.field_at(root, span.clone(), start, !missing);
+        let path = if path == JOB { "the job".to_owned() } else { format!("`{path}`") };
+        // What is said about a struct points to its name, or to its bracket if it has none.
+        let head = match &field {
+            Some(field) => field.name.clone(),
+            None => span.start..(span.start + 1).min(span.end),
+        };
+        let value = field.map_or(span, |field| field.value);
+        let at = |error: Error, span: Range<usize>, label: &str| error.at(&self.name, &self.text, span, label);
+        match &error.code {
+            RonError::MissingStructField { field, .. } => {
+                let error = Error::new(format!("{path} has no `{field}`, which has no default"));
+                at(error.help(format!("add `{field}: ..,`")), head, &format!("`{field}` belongs in here"))
+            }
+            RonError::DuplicateStructField { field, .. } => {
+                let error = Error::new(format!("{path} has `{field}` twice"));
+                at(error.help("keep one"), start..end, "the second")
+            }
+            RonError::NoSuchStructField { expected, found, .. } => {
+                let error = Error::new(format!("{path} has no field `{found}`"));
+                at(error.help(choices(found, expected)), start..end, "here")
+            }
+            RonError::NoSuchEnumVariant { expected, found, .. } => {
+                let error = Error::new(format!("{path} cannot be `{found}`"));
+                at(error.help(choices(found, expected)), start..end, "here")
+            }
+            code => {
+                let line = self.text[value.clone()].lines().next().unwrap_or_default();
+                let error = Error::new(format!("{path} cannot be `{line}`"));
+                at(error.help(expectation(code)), value.start..value.start + line.len(), "here")
+            }
+        }
+    }
+
+    /// The innermost field around a place, and its path. `touching`: also if the place is just behind it.
+    fn field_at(&self, root: &str, span: Range<usize>, at: usize, touching: bool) -> (String, Option<Field>) {
+        let (mut path, mut inner, mut found) = (root.to_owned(), span, None);
+        loop {
+            let around = |field: &Field| field.name.start <= at && at < field.value.end + usize::from(touching);
+            let Some(field) = fields(&self.text, inner).into_iter().find(around) else {
+                return (path, found);
+            };
+            // The name of a field that does not exist belongs to the struct around it.
+            if at < field.name.end {
+                return (path, found);
+            }
+            let name = &self.text[field.name.clone()];
+            path = if path == JOB { name.to_owned() } else { format!("{path}.{name}") };
+            inner = field.value.clone();
+            found = Some(field);
         }
     }
 }
+
+/// The root of paths in a job file: `training`, not `job.training`.
+pub(super) const JOB: &str = "job";
 
 /// RON as jobs are written: options without `Some`, and the fields of `Gqa(heads: 32)` without a second pair of brackets.
 fn options() -> Options {
@@ -75,26 +143,32 @@ fn options() -> Options {
     )
 }
 
-/// What to do about an error of the RON reader, where its text does not say it.
-fn help(error: &RonError) -> Option<String> {
-    Some(match error {
-        RonError::IntegerOutOfBounds => format!("whole numbers here go from 0 to {}", u32::MAX),
-        RonError::ExpectedInteger => format!("write a whole number from 0 to {}", u32::MAX),
+/// What to write instead of a name that does not exist.
+fn choices(found: &str, names: &[&str]) -> String {
+    match nearest_name(found, names) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("there are {}", names.join(", ")),
+    }
+}
+
+/// What to write instead of a value that does not fit.
+fn expectation(error: &RonError) -> String {
+    match error {
+        // In text that is RON, a comma or another digit is missed only behind the whole part of a fraction.
+        RonError::IntegerOutOfBounds
+        | RonError::ExpectedInteger
+        | RonError::ExpectedComma
+        | RonError::InvalidIntegerDigit { .. } => format!("write a whole number from 0 to {}", u32::MAX),
+        RonError::ExpectedFloat => "write a number".into(),
         RonError::ExpectedString => "write text in double quotes".into(),
         RonError::ExpectedBoolean => "write `true` or `false`".into(),
-        RonError::MissingStructField { field, .. } => format!("add `{field}: ..,`"),
-        RonError::DuplicateStructField { field, .. } => format!("keep one `{field}`"),
-        RonError::NoSuchStructField { expected, found, .. } => match nearest_name(found, expected) {
-            Some(name) => format!("did you mean `{name}`?"),
-            None => "remove it".into(),
-        },
-        RonError::NoSuchEnumVariant { expected, found, .. } => {
-            format!("did you mean `{}`?", nearest_name(found, expected)?)
+        RonError::ExpectedArray => "write a list, `[ .. ]`".into(),
+        RonError::ExpectedStructLike | RonError::ExpectedNamedStructLike(_) => {
+            "write its fields in brackets, `( .. )`".into()
         }
-        RonError::Eof | RonError::ExpectedStructLikeEnd => "a bracket that was opened is not closed".into(),
-        RonError::ExpectedComma => "fields are separated by commas".into(),
-        _ => return None,
-    })
+        RonError::ExpectedIdentifier => "write a name, without quotes".into(),
+        other => other.to_string(),
+    }
 }
 
 /// The name most like `found`, if one is alike at all: at most a third of its letters

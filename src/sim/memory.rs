@@ -1,14 +1,14 @@
 //! What every rank holds in the simulated step, and when it holds most.
 //!
-//! Two numbers for each rank. The *peak* is the largest sum of what is live at one moment of the simulation. The
-//! *reservation* is what a runtime sets aside before the step: every ring at its full size. The reservation does not
-//! depend on times; a plan fits if it does.
+//! Parameters, gradients, optimizer state, message rings and exchange buffers are there throughout. Activations come and go
+//! with compute items, which run one after the other: so the peak follows from their order, and only its moment from times.
+//! Alignment and fragmentation are not counted.
 
 use std::collections::BTreeMap;
 
 use super::Simulation;
-use crate::ir::{Action, ChunkId, Component, Phase};
-use crate::plan::{Plan, PlanRank, RingOf, Task};
+use crate::ir::{Action, ChunkId, Component, Held, Phase};
+use crate::plan::{Plan, PlanRank, PlanStage, RingOf};
 use crate::units::{Bytes, Nanos};
 
 /// What memory is used for.
@@ -22,11 +22,13 @@ pub enum MemoryKind {
     Optimizer,
     /// Activations that the backward of a component reads.
     Activations(Component),
-    /// Received from another rank and not yet read.
+    /// What a full backward hands from its I ops to its W ops while it runs.
+    Workspace,
+    /// Slots for messages received.
     Inbox,
-    /// Made for another rank and not yet sent.
+    /// Slots for messages to send.
     Outbox,
-    /// Made for the next stage on the same rank and not yet read.
+    /// Slots for what one stage hands to the next on the same rank.
     Handoff,
     /// Buffers of the all-to-alls.
     Exchange,
@@ -34,7 +36,7 @@ pub enum MemoryKind {
 
 impl MemoryKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Parameters,
         Self::Gradients,
         Self::Optimizer,
@@ -44,6 +46,7 @@ impl MemoryKind {
         Self::Activations(Component::Mlp),
         Self::Activations(Component::Combine),
         Self::Activations(Component::Head),
+        Self::Workspace,
         Self::Inbox,
         Self::Outbox,
         Self::Handoff,
@@ -63,6 +66,7 @@ impl std::fmt::Display for MemoryKind {
             Self::Activations(Component::Mlp) => "activations, MLP",
             Self::Activations(Component::Combine) => "activations, combine",
             Self::Activations(Component::Head) => "activations, head",
+            Self::Workspace => "inside the backward",
             Self::Inbox => "messages received",
             Self::Outbox => "messages to send",
             Self::Handoff => "handed to the next stage",
@@ -74,11 +78,11 @@ impl std::fmt::Display for MemoryKind {
 /// Memory of one GPU of a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankMemory {
-    /// Largest sum of what is live at one moment.
+    /// Largest sum of what is there at one moment.
     pub peak: Bytes,
-    /// The first such moment.
+    /// When the item starts that brings it about.
     pub at: Nanos,
-    /// The item (index) that starts then and brings it about; `None` if the rank holds nothing that comes and goes.
+    /// That item (index), the first of its kind; `None` if the rank computes nothing.
     pub item: Option<u32>,
     /// What `peak` consists of, largest first; kinds of which there is nothing are left out.
     pub kinds: Vec<(MemoryKind, Bytes)>,
@@ -86,43 +90,16 @@ pub struct RankMemory {
     pub chunks: u32,
     /// Activations of the chunk among them that holds most.
     pub largest_chunk: Bytes,
-    /// What a runtime reserves.
-    pub reserved: Reservation,
-}
-
-/// What a runtime sets aside on one GPU before the step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reservation {
-    /// Weights, gradients and optimizer state of the stages that the rank holds, each stage once.
-    pub state: Bytes,
-    /// Rings of activations: slots × bytes.
-    pub activations: Bytes,
-    /// Rings of messages, and of what is handed on within the rank.
-    pub messages: Bytes,
-    /// The largest exchange buffer of the stages: exchanges run one after the other.
-    pub exchange: Bytes,
-}
-
-impl Reservation {
-    /// All of it.
-    pub fn total(self) -> Bytes {
-        self.state + self.activations + self.messages + self.exchange
-    }
 }
 
 impl RankMemory {
-    /// What the rank needs: the reservation, or the peak where that is more.
-    pub fn need(&self) -> Bytes {
-        self.peak.max(self.reserved.total())
-    }
-
-    /// Activations that are held at the peak.
+    /// Activations that are held at the peak, a running backward's workspace included.
     pub fn activations(&self) -> Bytes {
-        let activations = self.kinds.iter().filter(|(kind, _)| matches!(kind, MemoryKind::Activations(_)));
-        activations.map(|&(_, bytes)| bytes).sum()
+        let of = |kind: &MemoryKind| matches!(kind, MemoryKind::Activations(_) | MemoryKind::Workspace);
+        self.kinds.iter().filter(|(kind, _)| of(kind)).map(|&(_, bytes)| bytes).sum()
     }
 
-    /// Chunks whose activations fit beside everything else that is live at the peak, if each holds as much as the largest
+    /// Chunks whose activations fit beside everything else that is there at the peak, if each holds as much as the largest
     /// does. `None` if no chunk holds anything.
     pub fn chunks_that_fit(&self, memory: Bytes) -> Option<u64> {
         let others = self.peak.saturating_sub(self.activations());
@@ -133,216 +110,170 @@ impl RankMemory {
 /// Memory of every rank. `simulation` must be the plan's.
 pub fn memory(plan: &Plan, simulation: &Simulation) -> Vec<RankMemory> {
     let ranks = (0..).zip(&plan.ranks).zip(&simulation.ranks);
-    ranks.map(|((rank, list), timing)| rank_memory(plan, rank, list, &timing.items, simulation.step)).collect()
+    ranks.map(|((rank, list), timing)| rank_memory(plan, rank, list, &timing.items)).collect()
 }
 
-/// Something that is there from one moment to another.
-struct Load {
-    from: Nanos,
-    to: Nanos,
-    /// The item that brings it.
-    item: u32,
-    /// Whose activations they are; `None` for messages.
-    chunk: Option<ChunkId>,
-    /// Index into the breakdowns.
-    breakdown: usize,
+/// The parts of [`Held`] that a chunk holds at some moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Holds {
+    f_to_i: bool,
+    f_to_w: bool,
+    i_to_w: bool,
 }
 
-type Breakdown = Vec<(MemoryKind, Bytes)>;
-
-fn rank_memory(plan: &Plan, rank: u32, list: &PlanRank, spans: &[super::Span], step: Nanos) -> RankMemory {
-    let mut stages = plan.layout.stages_of(rank);
-    stages.sort_unstable();
-    stages.dedup();
-    let held = || stages.iter().filter_map(|&stage| plan.stages.get(stage as usize));
-    let fixed: Breakdown = vec![
-        (MemoryKind::Parameters, held().map(|stage| stage.parameters).sum()),
-        (MemoryKind::Gradients, held().map(|stage| stage.gradients).sum()),
-        (MemoryKind::Optimizer, held().map(|stage| stage.optimizer).sum()),
-        (MemoryKind::Exchange, held().map(|stage| stage.exchange_buffer).max().unwrap_or_default()),
-    ];
-    let (loads, breakdowns) = loads(plan, list, spans, step);
-    let totals: Vec<u128> =
-        breakdowns.iter().map(|kinds| kinds.iter().map(|&(_, bytes)| u128::from(bytes.0)).sum()).collect();
-
-    // At one moment, what ends goes before what starts. A load of no duration is never there.
-    let mut events: Vec<(Nanos, bool, usize)> = Vec::with_capacity(2 * loads.len());
-    for (number, load) in loads.iter().enumerate().filter(|(_, load)| load.from < load.to && totals[load.breakdown] > 0)
-    {
-        events.push((load.from, true, number));
-        events.push((load.to, false, number));
-    }
-    events.sort_unstable();
-    let (mut live, mut most, mut peak_event) = (0, 0, None);
-    for (index, &(_, starts, number)) in events.iter().enumerate() {
-        match starts {
-            true => live += totals[loads[number].breakdown],
-            false => live -= totals[loads[number].breakdown],
-        }
-        if live > most {
-            (most, peak_event) = (live, Some(index));
-        }
+impl Holds {
+    /// What a chunk holds while an action runs that completes `phases` of it, having held `self` before. A full backward
+    /// makes and uses `i_to_w` inside: that is its workspace.
+    fn during(self, phases: &[Phase]) -> Self {
+        let forward = phases.contains(&Phase::F);
+        let only_input = phases.contains(&Phase::I) && !phases.contains(&Phase::W);
+        Self { f_to_i: self.f_to_i || forward, f_to_w: self.f_to_w || forward, i_to_w: self.i_to_w || only_input }
     }
 
-    // What is live after that event.
-    let mut kinds: BTreeMap<MemoryKind, Bytes> = fixed.iter().copied().collect();
-    let mut chunks: BTreeMap<ChunkId, Bytes> = BTreeMap::new();
-    let peak_load = peak_event.map(|index| &loads[events[index].2]);
-    let at = peak_load.map(|load| load.from).unwrap_or_default();
-    let mut there = vec![false; loads.len()];
-    for &(_, starts, number) in peak_event.iter().flat_map(|&index| &events[..=index]) {
-        there[number] = starts;
+    /// What it still holds when the action has ended.
+    fn after(self, phases: &[Phase]) -> Self {
+        let (input, weight) = (phases.contains(&Phase::I), phases.contains(&Phase::W));
+        Self { f_to_i: self.f_to_i && !input, f_to_w: self.f_to_w && !weight, i_to_w: self.i_to_w && !weight }
     }
-    for load in there.iter().zip(&loads).filter_map(|(there, load)| there.then_some(load)) {
-        for &(kind, bytes) in &breakdowns[load.breakdown] {
-            *kinds.entry(kind).or_default() += bytes;
-            if let Some(chunk) = load.chunk {
-                *chunks.entry(chunk).or_default() += bytes;
-            }
+
+    fn parts(self, held: &Held) -> impl Iterator<Item = (Component, Bytes)> + '_ {
+        let parts = [(self.f_to_i, &held.f_to_i), (self.f_to_w, &held.f_to_w), (self.i_to_w, &held.i_to_w)];
+        let there = parts.into_iter().filter_map(|(there, part)| there.then_some(part));
+        there.flatten().map(|(&component, &bytes)| (component, bytes))
+    }
+
+    fn bytes(self, held: &Held) -> Bytes {
+        self.parts(held).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// The phases that an action completes, by chunk.
+fn phases(action: Action) -> BTreeMap<ChunkId, Vec<Phase>> {
+    let mut phases: BTreeMap<ChunkId, Vec<Phase>> = BTreeMap::new();
+    action.parts().for_each(|(phase, chunk)| phases.entry(chunk).or_default().push(phase));
+    phases
+}
+
+/// What chunks hold, as a rank goes through its compute items.
+struct Ledger<'a> {
+    plan: &'a Plan,
+    chunks: BTreeMap<ChunkId, Holds>,
+    /// Sum over `chunks`.
+    bytes: Bytes,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        Self { plan, chunks: BTreeMap::new(), bytes: Bytes::ZERO }
+    }
+
+    fn start(&mut self, action: Action) {
+        for (chunk, phases) in phases(action) {
+            let before = self.chunks.get(&chunk).copied().unwrap_or_default();
+            self.set(chunk, before.during(&phases));
         }
     }
-    let mut kinds: Breakdown = kinds.into_iter().filter(|&(_, bytes)| bytes > Bytes::ZERO).collect();
+
+    fn end(&mut self, action: Action) {
+        for (chunk, phases) in phases(action) {
+            let during = self.chunks.get(&chunk).copied().unwrap_or_default();
+            self.set(chunk, during.after(&phases));
+        }
+    }
+
+    fn set(&mut self, chunk: ChunkId, holds: Holds) {
+        let before = match holds == Holds::default() {
+            true => self.chunks.remove(&chunk),
+            false => self.chunks.insert(chunk, holds),
+        };
+        let Some(held) = self.held(chunk) else { return };
+        self.bytes = self.bytes.saturating_sub(before.unwrap_or_default().bytes(held)) + holds.bytes(held);
+    }
+
+    fn held(&self, chunk: ChunkId) -> Option<&'a Held> {
+        self.plan.stages.get(chunk.stage as usize).map(|stage| &stage.held)
+    }
+}
+
+fn rank_memory(plan: &Plan, rank: u32, list: &PlanRank, spans: &[super::Span]) -> RankMemory {
+    let computes = || list.items.iter().enumerate().filter_map(|(at, item)| Some((at, item.0.action()?)));
+
+    // First where the peak is, by sums alone; then what it consists of.
+    let mut ledger = Ledger::new(plan);
+    let mut peak: Option<(Bytes, usize)> = None;
+    for (at, action) in computes() {
+        ledger.start(action);
+        let now = ledger.bytes + workspace(plan, action);
+        if peak.is_none_or(|(most, _)| now > most) {
+            peak = Some((now, at));
+        }
+        ledger.end(action);
+    }
+    let peak = peak.map(|(_, item)| item);
+
+    let mut kinds: BTreeMap<MemoryKind, Bytes> = fixed(plan, rank, list);
+    let mut largest_chunk = Bytes::ZERO;
+    let mut ledger = Ledger::new(plan);
+    for (at, action) in computes() {
+        ledger.start(action);
+        if peak == Some(at) {
+            *kinds.entry(MemoryKind::Workspace).or_default() += workspace(plan, action);
+            break;
+        }
+        ledger.end(action);
+    }
+    for (&chunk, holds) in &ledger.chunks {
+        let Some(held) = ledger.held(chunk) else { continue };
+        largest_chunk = largest_chunk.max(holds.bytes(held));
+        for (component, bytes) in holds.parts(held) {
+            *kinds.entry(MemoryKind::Activations(component)).or_default() += bytes;
+        }
+    }
+    let mut kinds: Vec<(MemoryKind, Bytes)> = kinds.into_iter().filter(|&(_, bytes)| bytes > Bytes::ZERO).collect();
     kinds.sort_by_key(|&(kind, bytes)| (std::cmp::Reverse(bytes), kind));
     RankMemory {
         peak: kinds.iter().map(|&(_, bytes)| bytes).sum(),
-        at,
-        item: peak_load.map(|load| load.item),
+        at: peak.and_then(|item| spans.get(item)).map(|span| span.start).unwrap_or_default(),
+        item: peak.map(|item| item as u32),
         kinds,
-        chunks: chunks.len() as u32,
-        largest_chunk: chunks.values().copied().max().unwrap_or_default(),
-        reserved: reservation(list, &fixed),
+        chunks: ledger.chunks.len() as u32,
+        largest_chunk,
     }
 }
 
-fn reservation(list: &PlanRank, fixed: &Breakdown) -> Reservation {
-    let mut reserved = Reservation::default();
-    for &(kind, bytes) in fixed {
-        match kind {
-            MemoryKind::Exchange => reserved.exchange += bytes,
-            _ => reserved.state += bytes,
-        }
-    }
+/// What is there throughout.
+fn fixed(plan: &Plan, rank: u32, list: &PlanRank) -> BTreeMap<MemoryKind, Bytes> {
+    let mut stages = plan.layout.stages_of(rank);
+    stages.sort_unstable();
+    stages.dedup();
+    let held: Vec<&PlanStage> = stages.iter().filter_map(|&stage| plan.stages.get(stage as usize)).collect();
+    let sum = |of: fn(&PlanStage) -> Bytes| held.iter().map(|stage| of(stage)).sum();
+    let mut fixed = BTreeMap::from([
+        (MemoryKind::Parameters, sum(|stage| stage.parameters)),
+        (MemoryKind::Gradients, sum(|stage| stage.gradients)),
+        (MemoryKind::Optimizer, sum(|stage| stage.optimizer)),
+        // Exchanges of a rank run one after the other.
+        (MemoryKind::Exchange, held.iter().map(|stage| stage.exchange_buffer).max().unwrap_or_default()),
+    ]);
     for ring in &list.rings {
-        let bytes = ring.bytes * u64::from(ring.slots);
-        match ring.of {
-            RingOf::FToI(_) | RingOf::FToW(_) | RingOf::IToW(_) => reserved.activations += bytes,
-            RingOf::Inbox(_) | RingOf::Outbox(_) | RingOf::HandoffAct(_) | RingOf::HandoffGrad(_) => {
-                reserved.messages += bytes;
-            }
-        }
+        let kind = match ring.of {
+            RingOf::Inbox(_) => MemoryKind::Inbox,
+            RingOf::Outbox(_) => MemoryKind::Outbox,
+            RingOf::HandoffAct(_) | RingOf::HandoffGrad(_) => MemoryKind::Handoff,
+        };
+        *fixed.entry(kind).or_default() += ring.bytes * u64::from(ring.slots);
     }
-    reserved
+    fixed
 }
 
-/// The items of a rank that complete the phases of a chunk.
-#[derive(Clone, Copy, Default)]
-struct Done {
-    f: Option<u32>,
-    i: Option<u32>,
-    w: Option<u32>,
-}
-
-/// Everything that comes and goes on a rank.
-fn loads(plan: &Plan, list: &PlanRank, spans: &[super::Span], step: Nanos) -> (Vec<Load>, Vec<Breakdown>) {
-    let mut done: BTreeMap<ChunkId, Done> = BTreeMap::new();
-    for (index, item) in (0..).zip(&list.items) {
-        for (phase, chunk) in item.0.action().into_iter().flat_map(Action::parts) {
-            let done = done.entry(chunk).or_default();
-            match phase {
-                Phase::F => done.f = Some(index),
-                Phase::I => done.i = Some(index),
-                Phase::W => done.w = Some(index),
-            }
+/// Workspace of the program that an action runs; zero unless it is a full backward.
+fn workspace(plan: &Plan, action: Action) -> Bytes {
+    let program = match action {
+        Action::B(chunk) => plan.stages.get(chunk.stage as usize).and_then(|stage| stage.b),
+        Action::FB(f, b) => {
+            plan.pairs.iter().find(|pair| (pair.f, pair.b) == (f.stage, b.stage)).map(|pair| pair.program)
         }
-    }
-    let of = |chunk: ChunkId| done.get(&chunk).copied().unwrap_or_default();
-    // The same micro-batch's chunk that follows, or precedes.
-    let after = |c: ChunkId| ChunkId { stage: c.stage.saturating_add(1), ..c };
-    let before = |c: ChunkId| c.stage.checked_sub(1).map(|stage| ChunkId { stage, ..c });
-    let start = |item: u32| spans[item as usize].start;
-    // What is never released stays.
-    let end = |item: Option<u32>| item.map_or(step, |item| spans[item as usize].end);
-
-    let mut table = Breakdowns::new(plan);
-    let mut loads = Vec::new();
-    let mut load = |from: u32, to: Option<u32>, chunk: Option<ChunkId>, breakdown: usize| {
-        loads.push(Load { from: start(from), to: end(to), item: from, chunk, breakdown });
+        _ => None,
     };
-    for (&chunk, &Done { f, i, w }) in &done {
-        let s = chunk.stage as usize;
-        if let Some(f) = f {
-            load(f, i, Some(chunk), table.held(s, Class::FToI));
-            load(f, w, Some(chunk), table.held(s, Class::FToW));
-            if let Some(reader) = of(after(chunk)).f {
-                load(f, Some(reader), None, table.message(MemoryKind::Handoff, plan.stages[s].output));
-            }
-        }
-        if let Some(i) = i {
-            load(i, w, Some(chunk), table.held(s, Class::IToW));
-            if let Some(reader) = before(chunk).and_then(|chunk| of(chunk).i) {
-                load(i, Some(reader), None, table.message(MemoryKind::Handoff, plan.stages[s].input));
-            }
-        }
-    }
-    for (index, item) in (0..).zip(&list.items) {
-        let stage = |s: u32| &plan.stages[s as usize];
-        match item.0 {
-            Task::RecvAct(s, m, _) => {
-                let reader = of(after(ChunkId::new(s, m))).f;
-                load(index, reader, None, table.message(MemoryKind::Inbox, stage(s).output));
-            }
-            Task::RecvGrad(s, m, _) => {
-                let reader = before(ChunkId::new(s, m)).and_then(|chunk| of(chunk).i);
-                load(index, reader, None, table.message(MemoryKind::Inbox, stage(s).input));
-            }
-            Task::SendAct(s, m, _) => {
-                let writer = of(ChunkId::new(s, m)).f.unwrap_or(index);
-                load(writer, Some(index), None, table.message(MemoryKind::Outbox, stage(s).output));
-            }
-            Task::SendGrad(s, m, _) => {
-                let writer = of(ChunkId::new(s, m)).i.unwrap_or(index);
-                load(writer, Some(index), None, table.message(MemoryKind::Outbox, stage(s).input));
-            }
-            _ => {}
-        }
-    }
-    (loads, table.breakdowns)
-}
-
-/// How long a part of a chunk's activations lives.
-#[derive(Clone, Copy)]
-enum Class {
-    FToI,
-    FToW,
-    IToW,
-}
-
-/// Breakdowns by number, each kept once however many loads have it.
-struct Breakdowns {
-    breakdowns: Vec<Breakdown>,
-    messages: BTreeMap<(MemoryKind, Bytes), usize>,
-}
-
-impl Breakdowns {
-    fn new(plan: &Plan) -> Self {
-        let activations = |(&component, &bytes): (&Component, &Bytes)| (MemoryKind::Activations(component), bytes);
-        let mut breakdowns = Vec::new();
-        for stage in &plan.stages {
-            for class in [&stage.held.f_to_i, &stage.held.f_to_w, &stage.held.i_to_w] {
-                breakdowns.push(class.iter().map(activations).collect());
-            }
-        }
-        Self { breakdowns, messages: BTreeMap::new() }
-    }
-
-    fn held(&self, stage: usize, class: Class) -> usize {
-        3 * stage + class as usize
-    }
-
-    fn message(&mut self, kind: MemoryKind, bytes: Bytes) -> usize {
-        *self.messages.entry((kind, bytes)).or_insert_with(|| {
-            self.breakdowns.push(vec![(kind, bytes)]);
-            self.breakdowns.len() - 1
-        })
-    }
+    program.and_then(|program| plan.programs.get(program as usize)).map_or(Bytes::ZERO, |program| program.workspace)
 }

@@ -7,7 +7,9 @@ pub(super) fn count(field: &str, value: u64, least: u64, most: u64) -> Result<()
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(Error::new(format!("`{field}` is {value}")).help(format!("give a number from {least} to {most}")).field(field))
+    Err(Error::new(format!("`{field}` is {value}, out of range"))
+        .help(format!("give a number from {least} to {most}"))
+        .field(field))
 }
 
 /// A measure must be a number from `least` to `most`; `unit` is said in the help.
@@ -15,7 +17,9 @@ pub(super) fn measure(field: &str, value: f64, least: f64, most: f64, unit: &str
     if (least..=most).contains(&value) {
         return Ok(());
     }
-    Err(Error::new(format!("`{field}` is {value}")).help(format!("give {least} to {most} {unit}")).field(field))
+    Err(Error::new(format!("`{field}` is {value}, out of range"))
+        .help(format!("give {least} to {most} {unit}"))
+        .field(field))
 }
 
 /// The values nearest to `value`, below and above, from 1 to `most`, that fit: `"4 or 8"`; `None` if none do.
@@ -32,8 +36,8 @@ pub(super) fn nearest(value: u64, most: u64, fits: impl Fn(u64) -> bool) -> Opti
 /// Help for a value that does not fit, from what [`nearest`] found.
 pub(super) fn suggest(field: &str, nearest: Option<String>) -> String {
     match nearest {
-        Some(values) => format!("nearest values of `{field}` that would do: {values}"),
-        None => format!("no value of `{field}` would do: change the other side"),
+        Some(values) => format!("nearest `{field}` that would do: {values}"),
+        None => format!("no `{field}` would do: change the other side"),
     }
 }
 

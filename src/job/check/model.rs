@@ -31,7 +31,7 @@ impl Model {
                         .help("remove `kv_heads`, or write `Gqa`")
                         .field("model.attention.kv_heads"));
                 }
-                self.multi_head(heads)?;
+                heads_and_window(self, heads)?;
             }
             Attention::Gqa(heads) => {
                 let Some(kv_heads) = heads.kv_heads else {
@@ -39,7 +39,7 @@ impl Model {
                         .help("add `kv_heads: ..`, a divisor of `heads`; or write `Mha` if there are as many")
                         .field("model.attention.kv_heads"));
                 };
-                self.multi_head(heads)?;
+                heads_and_window(self, heads)?;
                 grouped(heads.heads, kv_heads)?;
             }
             Attention::Mla(mla) => latent(mla)?,
@@ -50,16 +50,6 @@ impl Model {
         }
         self.dense()?;
         self.size()
-    }
-
-    fn multi_head(&self, heads: &MultiHead) -> Result<()> {
-        count("model.attention.heads", heads.heads.into(), 1, 1 << 14)?;
-        count("model.attention.head_dim", heads.head_dim.into(), 1, 1 << 14)?;
-        if let Some(window) = &heads.window {
-            count("model.attention.window.size", window.size.into(), 1, 1 << 24)?;
-            layer_set("model.attention.window.layers", &window.layers, self.layers)?;
-        }
-        Ok(())
     }
 
     /// The dense MLP must be described exactly if there is one.
@@ -113,6 +103,16 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn heads_and_window(model: &Model, heads: &MultiHead) -> Result<()> {
+    count("model.attention.heads", heads.heads.into(), 1, 1 << 14)?;
+    count("model.attention.head_dim", heads.head_dim.into(), 1, 1 << 14)?;
+    if let Some(window) = &heads.window {
+        count("model.attention.window.size", window.size.into(), 1, 1 << 24)?;
+        layer_set("model.attention.window.layers", &window.layers, model.layers)?;
+    }
+    Ok(())
 }
 
 fn grouped(heads: u32, kv_heads: u32) -> Result<()> {

@@ -229,7 +229,11 @@ fn precision(model: &Model, cluster: &Cluster) -> Result<()> {
         fp8.join(" and "),
         cluster.gpu.name
     ))
-    .help(format!("add `precision: ({})` to the model, or give the GPU's `fp8_tflops`", instead.join(", ")))
+    .help(format!(
+        "add `precision: ({})` to the model (an imported one: `hf(config: \"..\", precision: ..)`), or give the GPU's \
+                 `fp8_tflops`",
+        instead.join(", ")
+    ))
     .field(format!("model.precision.{first}")))
 }
 

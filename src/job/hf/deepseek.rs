@@ -83,7 +83,7 @@ fn experts(config: &mut Config<'_>, trunk: &Trunk) -> Result<Moe> {
     let width = config.count("moe_intermediate_size")?;
     let shared = config.number_or_null("n_shared_experts")?;
     let Some(shared_width) = width.checked_mul(shared) else {
-        let message = format!("{shared} shared experts of width {width} are too wide");
+        let message = format!("`n_shared_experts` {shared} of width {width} are together too wide");
         return Err(config.refuse("n_shared_experts", message, "check both numbers"));
     };
     let first = config.number("first_k_dense_replace")?;

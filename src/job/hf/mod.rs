@@ -83,7 +83,11 @@ pub fn import(file: &str, text: &str) -> Result<Imported> {
     let mut config = Config::parse(file, text)?;
     let model_type = config.text("model_type")?;
     if let Some((_, reason)) = REFUSED.iter().find(|(known, _)| *known == model_type) {
-        return Err(config.refuse("model_type", format!("`{model_type}` cannot be imported"), *reason));
+        return Err(config.refuse(
+            "model_type",
+            format!("`model_type` is `{model_type}`, which cannot be imported"),
+            *reason,
+        ));
     }
     let mut notes = Vec::new();
     let mut language = if config.has("text_config") {
@@ -122,7 +126,7 @@ fn unknown(config: &Config<'_>, model_type: &str) -> Error {
         Some(name) => format!("did you mean `{name}`? Known are {}", known.join(", ")),
         None => format!("known are {}; or write the model out in RON", known.join(", ")),
     };
-    config.refuse("model_type", format!("the model type `{model_type}` is not known"), help)
+    config.refuse("model_type", format!("`model_type` is `{model_type}`, which is not known"), help)
 }
 
 /// A name for the model: that of the file, or of its folder if the file is just `config.json`.

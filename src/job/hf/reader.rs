@@ -59,8 +59,8 @@ impl<'a> Config<'a> {
                 let at = offset(text, error.line(), error.column());
                 let message = error.to_string();
                 let message = message.split(" at line ").next().unwrap_or(&message);
-                return Err(Error::new(format!("`{file}` is not a JSON object: {message}"))
-                    .help("give the config.json of a model")
+                return Err(Error::new(format!("`{file}` cannot be read as a JSON object: {message}"))
+                    .help("mend it, or give the config.json of a model")
                     .at(file, text, at, "here"));
             }
         };

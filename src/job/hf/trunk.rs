@@ -60,8 +60,10 @@ pub(super) fn multi_head(config: &mut Config<'_>, trunk: &Trunk, quotient: bool)
         (None, false) => config.count("head_dim")?,
         (None, true) if trunk.hidden.is_multiple_of(heads) => trunk.hidden / heads,
         (None, true) => {
-            let message =
-                format!("{heads} heads do not divide the hidden size {}, and no `head_dim` is given", trunk.hidden);
+            let hidden = trunk.hidden;
+            let message = format!(
+                "`num_attention_heads` {heads} does not divide `hidden_size` {hidden}, and there is no `head_dim`"
+            );
             return Err(config.refuse("num_attention_heads", message, "add `head_dim` as the model was published"));
         }
     };
@@ -119,7 +121,11 @@ pub(super) fn window(config: &mut Config<'_>, layers: Vec<u32>) -> Result<Option
 pub(super) fn layer_set(config: &Config<'_>, key: &str, layers: u32, is_moe: impl Fn(u32) -> bool) -> Result<Layers> {
     let only: Vec<u32> = (0..layers).filter(|&layer| is_moe(layer)).collect();
     match only.first() {
-        None => Err(config.refuse(key, "the model has experts, but no layer uses them", format!("check `{key}`"))),
+        None => Err(config.refuse(
+            key,
+            format!("`{key}` leaves no layer with experts"),
+            format!("the model has {layers} layers"),
+        )),
         Some(0) if only.len() == layers as usize => Ok(Layers::All),
         Some(&first) if only.len() == (layers - first) as usize => Ok(Layers::From(first)),
         Some(_) => Ok(Layers::Only(only)),

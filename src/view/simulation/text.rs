@@ -171,7 +171,7 @@ fn listed_ranks(simulated: &Simulated) -> BTreeSet<usize> {
     }
     let (mut idle, mut full) = (all.clone(), all.clone());
     idle.sort_by_key(|&rank| std::cmp::Reverse(simulated.simulation.ranks[rank].bubble));
-    full.sort_by_key(|&rank| std::cmp::Reverse(simulated.memory[rank].need()));
+    full.sort_by_key(|&rank| std::cmp::Reverse(simulated.memory[rank].peak));
     let ends = [0, all.len() - 1];
     let extremes = idle.into_iter().take(EXTREMES).chain(full.into_iter().take(EXTREMES));
     extremes.chain(ends).collect()
@@ -225,17 +225,7 @@ fn memory_table(simulated: &Simulated, rank: usize, width: usize) -> String {
     }
     table.add_row(vec!["all".to_owned(), memory.peak.to_string(), percent(memory.peak.as_f64(), limit)]);
     align_right(&mut table, &[1, 2]);
-    let reserved = memory.reserved;
-    format!(
-        "{table}\nActivations of {} are held then.\nReserved for the step: {} ({} state, {} activations, {} messages, {} \
-         all-to-all).\n",
-        count(u64::from(memory.chunks), "chunk"),
-        reserved.total(),
-        reserved.state,
-        reserved.activations,
-        reserved.messages,
-        reserved.exchange,
-    )
+    format!("{table}\nActivations of {} are held then.\n", count(u64::from(memory.chunks), "chunk"))
 }
 
 /// What would make the rank fit; nothing if it does.
@@ -243,17 +233,12 @@ fn relief(simulated: &Simulated, rank: usize) -> String {
     let limit = simulated.plan.machine.memory;
     let Some(memory) = simulated.memory.get(rank) else { return String::new() };
     let Some(relief) = Relief::new(memory, limit) else { return String::new() };
-    let need = memory.need();
+    let need = memory.peak;
     let mut text =
         format!("\n{BAD}It does not fit{BAD:#}: rank {rank} needs {need}, {} more than {limit}.\n", relief.over);
-    let others = simulated.memory.iter().filter(|rank| rank.need() > limit).count().saturating_sub(1);
+    let others = simulated.memory.iter().filter(|rank| rank.peak > limit).count().saturating_sub(1);
     if others > 0 {
         let _ = writeln!(text, "  Ranks that need too much besides: {}.", grouped(others as u64));
-    }
-    if relief.over_at_peak == Bytes::ZERO {
-        let _ =
-            writeln!(text, "  At most {} are live at once; it is the reserved rings that are too large.", memory.peak);
-        return text;
     }
     if let Some((held, fit)) = relief.chunks {
         let _ =
