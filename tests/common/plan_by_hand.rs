@@ -206,7 +206,8 @@ pub fn all() -> Vec<Plan> {
 
 /// A rank from its rings and its items, each with the items that it waits for.
 fn rank(rings: &[(RingOf, u32)], items: &[(Task, &[Task])]) -> PlanRank {
-    let index = |task: &Task| items.iter().position(|item| item.0 == *task).expect("waits for an item of the list") as u32;
+    let index =
+        |task: &Task| items.iter().position(|item| item.0 == *task).expect("waits for an item of the list") as u32;
     PlanRank {
         rings: rings.iter().map(|&(of, slots)| Ring { of, slots, bytes: Bytes(MESSAGE) }).collect(),
         items: items.iter().map(|(task, waits)| Item(*task, waits.iter().map(index).collect())).collect(),
@@ -368,6 +369,7 @@ fn plan(
     pairs: Vec<Pair>,
     programs: Vec<Program>,
     ranks: Vec<PlanRank>,
+    memory: u64,
 ) -> Plan {
     let link = LinkModel { latency: Nanos(0), byte_s: 1e9, per_sm_byte_s: 1e9, measured: vec![] };
     let mut plan = Plan {

@@ -24,14 +24,27 @@ enum State {
     Ended,
 }
 
-/// Runs the plan; `seed` decides what goes next wherever several things could.
-pub fn run(plan: &Plan, seed: u64) -> Result<(), String> {
+/// Whether sends and receives wait for each other.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Ranks {
+    /// As a plan says: a transfer starts when both ends have been reached.
+    Together,
+    /// Each end goes ahead by itself, the data being there by magic. Only what a rank orders by itself is left.
+    Apart,
+}
+
+/// Runs the plan. `seed` gives everything that can happen a priority; what is possible and comes first happens next.
+pub fn run(plan: &Plan, ranks: Ranks, seed: u64) -> Result<(), String> {
     let values: Vec<Vec<Value>> = (0..plan.ranks.len()).map(|rank| values(plan, rank)).collect::<Result<_, _>>()?;
-    let meets = meets(plan)?;
+    let mut meets = meets(plan)?;
+    if ranks == Ranks::Apart {
+        meets.iter_mut().for_each(|(&at, group)| *group = vec![at]);
+    }
     let mut states: Vec<Vec<State>> = plan.ranks.iter().map(|rank| vec![State::Waits; rank.items.len()]).collect();
     // What lies in each slot, and whether it is whole.
     let mut slots: Vec<BTreeMap<(RingOf, u64), (Tag, bool)>> = vec![BTreeMap::new(); plan.ranks.len()];
-    let mut dice = seed;
+    let standing: Vec<u64> = (0..plan.ranks.len()).map(|rank| standing(plan, rank)).collect();
+    let mut live = vec![0_u64; plan.ranks.len()];
     loop {
         let mut choices = Vec::new();
         for (rank, there) in plan.ranks.iter().enumerate() {
@@ -48,12 +61,8 @@ pub fn run(plan: &Plan, seed: u64) -> Result<(), String> {
                 }
             }
         }
-        if choices.is_empty() {
-            break;
-        }
-        // Knuth's MMIX generator.
-        dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let (rank, item) = choices[(dice >> 33) as usize % choices.len()];
+        let first = choices.into_iter().min_by_key(|&(rank, item)| priority(seed, rank, item, states[rank][item]));
+        let Some((rank, item)) = first else { break };
         let starts = states[rank][item] == State::Waits;
         for &(rank, item) in &meets[&(rank, item)] {
             states[rank][item] = if starts { State::Runs } else { State::Ended };
@@ -70,7 +79,13 @@ pub fn run(plan: &Plan, seed: u64) -> Result<(), String> {
                 }
             }
             if starts {
+                chunk_parts(plan, &states, rank, item)?;
                 synchronised(plan, &states, rank, item)?;
+            }
+            let task = plan.ranks[rank].items[item].0;
+            live[rank] = live[rank] + taken(plan, task, starts) - let_go(plan, task, starts);
+            if starts && standing[rank] + live[rank] + workspace(plan, task) > plan.machine.memory.0 {
+                return Err(format!("rank {rank}: no memory for {task}"));
             }
         }
     }
@@ -80,6 +95,16 @@ pub fn run(plan: &Plan, seed: u64) -> Result<(), String> {
         }
     }
     all_done(plan)
+}
+
+/// Some number, the same for the same arguments (SplitMix64).
+fn priority(seed: u64, rank: usize, item: usize, state: State) -> u64 {
+    let mut z = [rank as u64, item as u64, u64::from(state == State::Runs)]
+        .into_iter()
+        .fold(seed, |z, next| z.wrapping_add(next).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Whether the item before it on its stream and all of its `after` have ended.
@@ -146,8 +171,6 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
     let forward = |s, m| find(&|task| matches!(task, Task::F(a, b) | Task::FB((a, b), _) if (a, b) == (s, m)));
     let input =
         |s, m| find(&|task| matches!(task, Task::I(a, b) | Task::B(a, b) | Task::FB(_, (a, b)) if (a, b) == (s, m)));
-    let weight =
-        |s, m| find(&|task| matches!(task, Task::W(a, b) | Task::B(a, b) | Task::FB(_, (a, b)) if (a, b) == (s, m)));
     let slots: BTreeMap<RingOf, u64> =
         plan.ranks[rank].rings.iter().map(|ring| (ring.of, u64::from(ring.slots))).collect();
     let mut counts: BTreeMap<RingOf, u64> = BTreeMap::new();
@@ -168,8 +191,6 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
             _ => (None, None),
         };
         if let Some((s, m)) = f {
-            push(RingOf::FToI(s), ('f', s, m), here, input(s, m))?;
-            push(RingOf::FToW(s), ('f', s, m), here, weight(s, m))?;
             if runs(s + 1, m) {
                 push(RingOf::HandoffAct(s), ('a', s, m), here, forward(s + 1, m))?;
             }
@@ -177,9 +198,6 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
         if let Some((s, m)) = i {
             if s > 0 && runs(s - 1, m) {
                 push(RingOf::HandoffGrad(s), ('g', s, m), here, input(s - 1, m))?;
-            }
-            if matches!(item.0, Task::I(..)) {
-                push(RingOf::IToW(s), ('i', s, m), here, weight(s, m))?;
             }
         }
         match item.0 {
@@ -209,6 +227,65 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
         }
     }
     Ok(values)
+}
+
+/// Bytes that a compute item takes for its chunks as it starts.
+fn taken(plan: &Plan, task: Task, starts: bool) -> u64 {
+    match task {
+        Task::F(s, _) | Task::FB((s, _), _) if starts => held(plan, s, 0) + held(plan, s, 1),
+        Task::I(s, _) if starts => held(plan, s, 2),
+        _ => 0,
+    }
+}
+
+/// Bytes that it lets go as it ends: it was the last to read them.
+fn let_go(plan: &Plan, task: Task, starts: bool) -> u64 {
+    match task {
+        Task::B(s, _) | Task::FB(_, (s, _)) if !starts => held(plan, s, 0) + held(plan, s, 1),
+        Task::I(s, _) if !starts => held(plan, s, 0),
+        Task::W(s, _) if !starts => held(plan, s, 1) + held(plan, s, 2),
+        _ => 0,
+    }
+}
+
+/// What a chunk of a stage holds: 0 from F to I, 1 from F to W, 2 from I to W.
+fn held(plan: &Plan, stage: u32, which: usize) -> u64 {
+    let held = &plan.stages[stage as usize].held;
+    [&held.f_to_i, &held.f_to_w, &held.i_to_w][which].values().map(|bytes| bytes.0).sum()
+}
+
+/// What a full backward needs while it runs.
+fn workspace(plan: &Plan, task: Task) -> u64 {
+    let program = match task {
+        Task::B(s, _) => plan.stages[s as usize].b,
+        Task::FB(f, b) => plan.pairs.iter().find(|pair| (pair.f, pair.b) == (f.0, b.0)).map(|pair| pair.program),
+        _ => None,
+    };
+    program.map_or(0, |program| plan.programs[program as usize].workspace.0)
+}
+
+/// What a rank holds all the time.
+fn standing(plan: &Plan, rank: usize) -> u64 {
+    let numbers = plan.layout.stages_of(rank as u32);
+    let stages = || numbers.iter().map(|&stage| &plan.stages[stage as usize]);
+    stages().map(|stage| stage.parameters.0 + stage.gradients.0 + stage.optimizer.0).sum::<u64>()
+        + stages().map(|stage| stage.exchange_buffer.0).max().unwrap_or(0)
+        + plan.ranks[rank].rings.iter().map(|ring| u64::from(ring.slots) * ring.bytes.0).sum::<u64>()
+}
+
+/// A chunk's backward comes after its forward, its weight gradient after its backward.
+fn chunk_parts(plan: &Plan, states: &[Vec<State>], rank: usize, item: usize) -> Result<(), String> {
+    let items = &plan.ranks[rank].items;
+    let ended = |wanted: &dyn Fn(Task) -> bool| {
+        (0..items.len()).any(|index| wanted(items[index].0) && states[rank][index] == State::Ended)
+    };
+    let forward = |s, m| ended(&|task| matches!(task, Task::F(a, b) | Task::FB((a, b), _) if (a, b) == (s, m)));
+    let fine = match items[item].0 {
+        Task::B(s, m) | Task::I(s, m) | Task::FB(_, (s, m)) => forward(s, m),
+        Task::W(s, m) => ended(&|task| task == Task::I(s, m)),
+        _ => true,
+    };
+    if fine { Ok(()) } else { Err(format!("rank {rank}: {} comes before what it reads", items[item].0)) }
 }
 
 /// Reduction comes after all weight gradients of the stage on the rank, update after reduction, gathering after update.

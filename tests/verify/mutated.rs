@@ -1,5 +1,7 @@
 //! Plans changed at random: the verifier never panics, and what it passes runs.
 
+use std::sync::LazyLock;
+
 use dualweave::ir::Placement;
 use dualweave::plan::{Item, Pair, Plan, Ring, RingOf, Task};
 use dualweave::units::Bytes;
@@ -8,7 +10,9 @@ use proptest::prelude::*;
 
 use crate::plan_by_hand::all;
 use crate::plan_edit::{remove, swap};
-use crate::plan_run::run;
+use crate::plan_run::{Ranks, run};
+
+static PLANS: LazyLock<Vec<Plan>> = LazyLock::new(all);
 
 /// Numbers that are likely to matter: small, at the edges, or anything.
 fn number() -> impl Strategy<Value = u32> {
@@ -33,13 +37,10 @@ fn task() -> impl Strategy<Value = Task> {
 }
 
 fn ring_of() -> impl Strategy<Value = RingOf> {
-    (0..7, number()).prop_map(|(kind, a)| match kind {
-        0 => RingOf::FToI(a),
-        1 => RingOf::FToW(a),
-        2 => RingOf::IToW(a),
-        3 => RingOf::Inbox(a),
-        4 => RingOf::Outbox(a),
-        5 => RingOf::HandoffAct(a),
+    (0..4, number()).prop_map(|(kind, a)| match kind {
+        0 => RingOf::Inbox(a),
+        1 => RingOf::Outbox(a),
+        2 => RingOf::HandoffAct(a),
         _ => RingOf::HandoffGrad(a),
     })
 }
@@ -141,15 +142,17 @@ fn disturb(plan: &mut Plan, kind: u32, at: [usize; 3]) {
             let ring = &mut plan.ranks[rank].rings[ring];
             ring.slots = if at[2] % 2 == 0 { ring.slots + 1 } else { (ring.slots - 1).max(1) };
         }
-        _ => {
+        6 => {
             let ring = at[1] % plan.ranks[rank].rings.len();
             plan.ranks[rank].rings[ring].bytes.0 -= 1;
         }
+        // A little more room, for changes that only need more memory.
+        _ => plan.machine.memory.0 += (at[1] % 20) as u64,
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_panics(
@@ -157,7 +160,7 @@ proptest! {
         changes in prop::collection::vec(
             (0..25_u32, any::<[usize; 2]>(), [number(), number(), number()], task(), ring_of()), 1..8),
     ) {
-        let mut plan = all().swap_remove(base);
+        let mut plan = PLANS[base].clone();
         for (kind, at, n, task, of) in changes {
             vandalise(&mut plan, kind, at, n, task, of);
         }
@@ -166,36 +169,33 @@ proptest! {
     }
 
     #[test]
-    fn what_passes_runs(base in 0..3_usize, changes in prop::collection::vec((0..7_u32, any::<[usize; 3]>()), 0..3), seed: u64) {
-        let mut plan = all().swap_remove(base);
+    fn what_passes_runs(base in 0..3_usize, changes in prop::collection::vec((0..8_u32, any::<[usize; 3]>()), 0..3), seed: u64) {
+        let mut plan = PLANS[base].clone();
         for (kind, at) in changes {
             disturb(&mut plan, kind, at);
         }
         if verify(&plan).is_safe() {
-            for seed in [seed, seed ^ 1, seed ^ 2] {
-                prop_assert_eq!(run(&plan, seed), Ok(()));
+            for seed in [seed, !seed] {
+                prop_assert_eq!(run(&plan, Ranks::Together, seed), Ok(()));
+                prop_assert_eq!(run(&plan, Ranks::Apart, seed), Ok(()));
             }
         }
     }
 }
 
-/// The other way round, where that must hold: every wait of the plans by hand is needed. Without it the verifier refuses,
-/// and for some order of events the run goes wrong.
+/// The other way round: without any of its waits the verifier refuses a plan by hand, and, the ranks apart, some order of
+/// events goes wrong.
 #[test]
-fn every_refused_wait_is_needed() {
-    for plan in all() {
+fn every_wait_is_needed() {
+    for plan in PLANS.iter() {
         for rank in 0..plan.ranks.len() {
             for index in 0..plan.ranks[rank].items.len() {
                 for wait in 0..plan.ranks[rank].items[index].1.len() {
                     let mut plan = plan.clone();
                     plan.ranks[rank].items[index].1.remove(wait);
-                    let runs = (0..400).all(|seed| run(&plan, seed).is_ok());
-                    assert_eq!(
-                        verify(&plan).is_safe(),
-                        runs,
-                        "{}, rank {rank}, item {index}, wait {wait}",
-                        plan.layout.placement
-                    );
+                    let place = format!("{}, rank {rank}, item {index}, wait {wait}", plan.layout.placement);
+                    assert!(!verify(&plan).is_safe(), "{place}");
+                    assert!((0..200).any(|seed| run(&plan, Ranks::Apart, seed).is_err()), "{place}");
                 }
             }
         }

@@ -1,12 +1,13 @@
 //! Rules about one rank: `read-before-write`, `buffer-size`, `write-while-read`, `memory`.
 
-use dualweave::plan::RingOf::{self, FToI, FToW, HandoffAct, HandoffGrad, IToW, Inbox, Outbox};
+use dualweave::plan::RingOf::{self, HandoffAct, HandoffGrad, Inbox, Outbox};
 use dualweave::plan::Task::{B, F, FB, GatherParams, I, RecvAct, RecvGrad, ReduceGrads, SendAct, SendGrad, Update, W};
 use dualweave::plan::{Plan, Ring};
 use dualweave::units::Bytes;
+use dualweave::verify::{Rule, verify};
 
 use crate::finds;
-use crate::plan_by_hand::{HELD, MESSAGE, linear, v};
+use crate::plan_by_hand::{HELD, MESSAGE, bidirectional, linear, v};
 use crate::plan_edit::{drop_wait, move_before, remove, swap};
 
 fn ring(plan: &mut Plan, rank: usize, of: RingOf) -> &mut Ring {
@@ -77,7 +78,7 @@ fn chunks_out_of_order_on_their_rank() {
     );
     let mut plan = v();
     swap(&mut plan, 1, 9, 10);
-    let found = dualweave::verify::verify(&plan).violations;
+    let found = verify(&plan).violations;
     assert!(
         found.iter().any(|violation| violation.to_string().starts_with(
             "rank 1, item 9, B(1,0): reads the gradient of micro-batch 0 before B(2,0) (item 10) has ended"
@@ -87,7 +88,7 @@ fn chunks_out_of_order_on_their_rank() {
     // A backward before its forward, a weight gradient before its backward.
     let mut plan = linear();
     move_before(&mut plan, 1, B(1, 3), F(1, 3));
-    let found = dualweave::verify::verify(&plan).violations;
+    let found = verify(&plan).violations;
     assert_eq!(
         found[0].to_string(),
         "rank 1, item 13, B(1,3): reads what the forward of micro-batch 3 stored before F(1,3) (item 14) has ended [read-before-write]"
@@ -98,6 +99,7 @@ fn chunks_out_of_order_on_their_rank() {
         &plan,
         &[
             "rank 0, item 15, W(0,3): reads what the backward of micro-batch 3 stored before I(0,3) (item 16) has ended [read-before-write]",
+            "rank 0, item 18, ReduceGrads(0): reads the weight gradients of stage 0 before W(0,2) (item 17) has ended [read-before-write]",
         ],
     );
 }
@@ -132,29 +134,18 @@ fn synchronisation_too_early() {
 
 #[test]
 fn rings_that_are_missing_or_too_small() {
-    for (of, stores, bytes) in [
-        (FToI(0), 4, HELD.0),
-        (FToW(0), 4, HELD.1),
-        (IToW(0), 2, HELD.2),
-        (Inbox(1), 4, MESSAGE),
-        (Outbox(1), 4, MESSAGE),
-    ] {
+    for of in [Inbox(1), Outbox(1)] {
         let mut plan = linear();
         plan.ranks[0].rings.retain(|ring| ring.of != of);
         finds(
             &plan,
-            &[&format!(
-                "rank 0, ring {of:?}: the rank stores {stores} values there but has no such ring [buffer-size]"
-            )],
+            &[&format!("rank 0, ring {of:?}: the rank stores 4 values there but has no such ring [buffer-size]")],
         );
         let mut plan = linear();
-        ring(&mut plan, 0, of).bytes = Bytes(bytes - 1);
+        ring(&mut plan, 0, of).bytes = Bytes(MESSAGE - 1);
         finds(
             &plan,
-            &[&format!(
-                "rank 0, ring {of:?}: slots of {} bytes are too small for values of {bytes} bytes [buffer-size]",
-                bytes - 1
-            )],
+            &[&format!("rank 0, ring {of:?}: slots of 7 bytes are too small for values of 8 bytes [buffer-size]")],
         );
     }
     for of in [HandoffAct(1), HandoffGrad(2)] {
@@ -169,23 +160,15 @@ fn rings_that_are_missing_or_too_small() {
 
 #[test]
 fn slots_taken_too_early() {
-    // With one slot, the second forward overwrites what the first stored.
+    // With one slot, a gradient comes in over the one that the backward before it still reads.
     let mut plan = linear();
-    ring(&mut plan, 0, FToI(0)).slots = 1;
+    ring(&mut plan, 0, Inbox(1)).slots = 1;
     finds(
         &plan,
         &[
-            "rank 0, item 2, F(0,1): writes micro-batch 1 into the slot of ring FToI(0) that holds micro-batch 0 before B(0,0) (item 5) has ended [write-while-read]",
-            "rank 0, item 6, F(0,2): writes micro-batch 2 into the slot of ring FToI(0) that holds micro-batch 1 before B(0,1) (item 9) has ended [write-while-read]",
-            "rank 0, item 10, F(0,3): writes micro-batch 3 into the slot of ring FToI(0) that holds micro-batch 2 before I(0,2) (item 13) has ended [write-while-read]",
-        ],
-    );
-    let mut plan = linear();
-    ring(&mut plan, 0, IToW(0)).slots = 1;
-    finds(
-        &plan,
-        &[
-            "rank 0, item 15, I(0,3): writes micro-batch 3 into the slot of ring IToW(0) that holds micro-batch 2 before W(0,2) (item 16) has ended [write-while-read]",
+            "rank 0, item 8, RecvGrad(1,1) from rank 1: writes micro-batch 1 into the slot of ring Inbox(1) that holds micro-batch 0 before B(0,0) (item 5) has ended [write-while-read]",
+            "rank 0, item 12, RecvGrad(1,2) from rank 1: writes micro-batch 2 into the slot of ring Inbox(1) that holds micro-batch 1 before B(0,1) (item 9) has ended [write-while-read]",
+            "rank 0, item 14, RecvGrad(1,3) from rank 1: writes micro-batch 3 into the slot of ring Inbox(1) that holds micro-batch 2 before I(0,2) (item 13) has ended [write-while-read]",
         ],
     );
     // A message comes into an inbox that is still being read.
@@ -217,44 +200,67 @@ fn slots_taken_too_early() {
         ],
     );
     ring(&mut plan, 1, HandoffAct(1)).slots = 2;
+    plan.machine.memory.0 += MESSAGE;
     finds(&plan, &[]);
-    // In a pair, the forward runs beside the backward: it cannot have that one's slot.
-    let mut plan = v();
-    ring(&mut plan, 0, FToW(3)).slots = 1;
-    finds(
-        &plan,
-        &[
-            "rank 0, item 7, FB(3,1;3,0): writes micro-batch 1 into the slot of ring FToW(3) that holds micro-batch 0 before FB(3,1;3,0) (item 7) has ended [write-while-read]",
-        ],
-    );
 }
 
 #[test]
 fn memory_that_the_rank_does_not_have() {
-    // 175 bytes of state, an exchange buffer of 11, and two slots each of 3, 7, 4, 8 and 8 on rank 0; on rank 1 one each of
-    // 3 and 7 and two each of 8 and 8.
+    // The plan by hand has just what rank 0 needs at I(0,3).
     let mut plan = linear();
-    plan.machine.memory = Bytes(246);
-    finds(&plan, &[]);
-    plan.machine.memory = Bytes(245);
+    plan.machine.memory.0 -= 1;
     finds(
         &plan,
         &[
-            "rank 0, memory: needs 246 bytes, 1 B more than the 245 bytes that it has; most of it is parameters of stage 0 100 B, gradients of stage 0 50 B, optimizer state of stage 0 25 B [memory]",
+            "rank 0, item 15, I(0,3): needs 243 bytes, 1 B more than the 242 bytes that there are; most of it is parameters of stage 0 100 B, gradients of stage 0 50 B, optimizer state of stage 0 25 B, activations of its chunks 25 B [memory]",
         ],
     );
     plan.machine.memory = Bytes(0);
     let needs: Vec<String> =
-        dualweave::verify::verify(&plan).violations.iter().map(|v| v.message[..15].to_owned()).collect();
-    assert_eq!(needs, ["needs 246 bytes", "needs 228 bytes"]);
-    // Numbers past 2^64 add up without going round.
+        verify(&plan).violations.iter().map(|v| format!("{} {}", v.action, &v.message[..15])).collect();
+    // Rank 1 has one chunk at a time, and the workspace of its backward.
+    assert_eq!(needs, ["I(0,3) needs 243 bytes", "B(1,0) needs 232 bytes"]);
+    for (mut plan, rank, action) in [(v(), 1, "B(2,0)"), (bidirectional(), 0, "FB(1,3;1,2)")] {
+        plan.machine.memory.0 -= 1;
+        let found = &verify(&plan).violations[0];
+        assert_eq!((found.rank, found.action.as_str(), found.rule), (Some(rank), action, Rule::Memory));
+    }
+}
+
+#[test]
+fn memory_past_every_number() {
     let mut plan = linear();
     for ring in &mut plan.ranks[0].rings {
         ring.slots = u32::MAX;
         ring.bytes = Bytes(u64::MAX);
     }
-    let report = dualweave::verify::verify(&plan);
+    for bytes in plan.stages[0].held.f_to_w.values_mut() {
+        *bytes = Bytes(u64::MAX);
+    }
+    let report = verify(&plan);
     assert_eq!(report.total(), 1);
-    let total = 5 * u128::from(u32::MAX) * u128::from(u64::MAX) + 186;
-    assert!(report.violations[0].message.starts_with(&format!("needs {total} bytes")));
+    // Two micro-batches with twice 2^64 - 1, one of them with 3 more, both with 4; state and exchange.
+    let max = u128::from(u64::MAX);
+    let total = 2 * u128::from(u32::MAX) * max + 2 * (2 * max) + (3 + 4 + 4) + 175 + 11;
+    assert_eq!(report.violations[0].message.split(',').next(), Some(format!("needs {total} bytes").as_str()));
+}
+
+#[test]
+fn workspaces_that_are_too_small() {
+    let mut plan = linear();
+    plan.programs[1].workspace = Bytes(HELD.2 - 1);
+    finds(
+        &plan,
+        &[
+            "program 1 (B of stage 0): has a workspace of 3 bytes, but one of its weight gradients alone is handed 4 [memory]",
+        ],
+    );
+    let mut plan = v();
+    plan.programs[12].workspace = Bytes(0);
+    finds(
+        &plan,
+        &[
+            "program 12 (F of stage 3 beside B of stage 3): has a workspace of 0 bytes, but one of its weight gradients alone is handed 4 [memory]",
+        ],
+    );
 }

@@ -97,22 +97,22 @@ fn stages_that_do_not_fit() {
 #[test]
 fn ops_that_wait_for_what_is_not_there() {
     let mut plan = linear();
-    plan.programs[4].ops[3].waits = vec![4];
-    finds(&plan, &["program 4, op 3, Mlp F of unit 0: waits for op 4, which is no earlier op [well-formed]"]);
+    plan.programs[4].ops[2].waits = vec![3];
+    finds(&plan, &["program 4, op 2, Mlp F of unit 0: waits for op 3, which is no earlier op [well-formed]"]);
     let mut plan = linear();
-    plan.programs[4].ops[3].waits = vec![2, 1];
-    finds(&plan, &["program 4, op 3, Mlp F of unit 0: waits for op 1 of its own stream [well-formed]"]);
+    plan.programs[4].ops[2].waits = vec![1, 0];
+    finds(&plan, &["program 4, op 2, Mlp F of unit 0: waits for op 0 of its own stream [well-formed]"]);
 }
 
 #[test]
 fn rings_that_cannot_be() {
     let mut plan = linear();
     plan.ranks[0].rings[1].slots = 0;
-    finds(&plan, &["rank 0, ring FToW(0): has no slots [well-formed]"]);
+    finds(&plan, &["rank 0, ring Outbox(1): has no slots [well-formed]"]);
     let mut plan = linear();
     let twice = plan.ranks[0].rings[0];
     plan.ranks[0].rings.push(twice);
-    finds(&plan, &["rank 0, ring FToI(0): is there twice [well-formed]"]);
+    finds(&plan, &["rank 0, ring Inbox(1): is there twice [well-formed]"]);
     let mut plan = linear();
     plan.ranks[0].rings.push(Ring { of: RingOf::Inbox(u32::MAX), slots: 1, bytes: Bytes(1) });
     finds(&plan, &["rank 0, ring Inbox(4294967295): names rank 4294967295 of 2 [well-formed]"]);
