@@ -6,13 +6,13 @@
 
 mod list;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, StageCost};
+use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost};
 use crate::machine::Machine;
 use crate::passes::split::SplitStage;
 use crate::sim::time_program;
-use crate::units::Nanos;
+use crate::units::{Bytes, Nanos};
 
 /// What the pass may choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,8 @@ struct Programs<'a> {
 impl Programs<'_> {
     fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
         let ops = dependencies(kind, forward, backward);
-        let program = Program { kind, ops: list::schedule(&ops, self.machine, self.options.communication_sms) };
+        let order = list::schedule(&ops, self.machine, self.options.communication_sms);
+        let program = Program { kind, workspace: workspace(&ops, &order), ops: order };
         if let Some(&index) = self.known.get(&program) {
             return index;
         }
@@ -145,4 +146,25 @@ fn dependencies(kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Ch
         }));
     }
     ops
+}
+
+/// See [`Program::workspace`]. I and W ops that compute run on one stream, so launch order is their order in time.
+fn workspace(ops: &[Op], order: &[ProgramOp]) -> Bytes {
+    let handed: BTreeMap<(u32, Component), Bytes> =
+        ops.iter().filter(|op| op.phase == Phase::W).map(|op| ((op.unit, op.component), op.handed)).collect();
+    let mut pending: BTreeSet<(u32, Component)> = BTreeSet::new();
+    let (mut now, mut most) = (Bytes::ZERO, Bytes::ZERO);
+    for op in order.iter().filter(|op| !op.work.is_exchange()) {
+        let part = (op.unit, op.component);
+        let bytes = handed.get(&part).copied().unwrap_or_default();
+        match op.phase {
+            Phase::I if pending.insert(part) => now += bytes,
+            // What no I op of its own component made (the embedding's gradient) was there all along.
+            Phase::W if !pending.remove(&part) => most = most.max(now + bytes),
+            Phase::W => now = now - bytes,
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    if order.iter().any(|op| op.phase == Phase::I) { most } else { Bytes::ZERO }
 }

@@ -57,24 +57,33 @@ fn assemble(job: &Job, stage: &Stage, works: &[UnitWork], input: Bytes) -> Split
     };
     let mut parameters = UnitParameters::default();
     for (unit, work) in (0..).zip(works) {
-        append(&mut chunk.f, Phase::F, unit, &work.f, true);
+        append(&mut chunk.f, Phase::F, unit, work);
         add_held(&mut chunk.held, &work.held);
         chunk.exchange_buffer = chunk.exchange_buffer.max(work.exchange_buffer);
         parameters.shared += work.parameters.shared;
         parameters.expert += work.parameters.expert;
     }
     for (unit, work) in (0..works.len() as u32).zip(works).rev() {
-        append(&mut chunk.i, Phase::I, unit, &work.i, true);
-        append(&mut chunk.w, Phase::W, unit, &work.w, false);
+        append(&mut chunk.i, Phase::I, unit, work);
+        append(&mut chunk.w, Phase::W, unit, work);
     }
     SplitStage { chunk, parameters }
 }
 
-/// Adds a unit's ops; with `chained` each needs the one before it.
-fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, from: &[UnitOp], chained: bool) {
+/// Adds a unit's ops of one phase. In F and I each op needs the one before it; weight gradients are independent.
+fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, work: &UnitWork) {
+    let from: &[UnitOp] = match phase {
+        Phase::F => &work.f,
+        Phase::I => &work.i,
+        Phase::W => &work.w,
+    };
     for op in from {
-        let needs = if chained && !ops.is_empty() { vec![ops.len() as u32 - 1] } else { Vec::new() };
-        ops.push(Op { component: op.component, phase, unit, work: op.work.clone(), needs });
+        let needs = if phase != Phase::W && !ops.is_empty() { vec![ops.len() as u32 - 1] } else { Vec::new() };
+        let handed = match phase {
+            Phase::W => work.held.i_to_w.get(&op.component).copied().unwrap_or_default(),
+            _ => Bytes::ZERO,
+        };
+        ops.push(Op { component: op.component, phase, unit, work: op.work.clone(), needs, handed });
     }
 }
 

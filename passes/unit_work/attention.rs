@@ -73,7 +73,6 @@ pub(super) fn setting(job: &Job, rows: u64) -> Setting {
     Setting {
         rows,
         dtype: precision.products,
-        weights: precision.weights,
         gradients: precision.gradients,
         tp: u64::from(job.training.tp),
         copies: 1,
@@ -115,9 +114,10 @@ fn core_output(shape: &AttentionShape, sizes: &Sizes) -> u64 {
     sizes.tokens * shape.heads * shape.value_dim / sizes.tp
 }
 
-/// What a micro-batch holds. The layer's input (for the norm), q, k, v, the core's output with its log-sum-exp (fp32, per
-/// head) until I; inputs of the products until W; their output gradients from I to W. Recomputed norms keep no output;
-/// recomputed up-projections keep neither q, k, v nor their normed inputs.
+/// What a micro-batch holds. The layer's input (for the norm), q, k, v and the log-sum-exp (fp32, per head) until I; inputs
+/// of the products until W; their output gradients from I to W. The core's output is kept once, in the core's format: I
+/// needs it so, and W quantises it again. Recomputed norms keep no output; recomputed up-projections keep neither q, k, v
+/// nor their normed inputs.
 fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes) -> Held {
     let precision = &job.model.precision;
     let recompute = job.training.recompute;
@@ -125,7 +125,7 @@ fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes) -> Held {
     let products = precision.products;
 
     let mut until_i = Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden);
-    until_i += core.bytes(core_output(shape, sizes)) + 4 * sizes.tokens * shape.heads / sizes.tp;
+    until_i += 4 * sizes.tokens * shape.heads / sizes.tp;
     if !recompute.mla_up || shape.up.is_empty() {
         until_i += core.bytes(core_inputs(shape, sizes));
     }
@@ -135,7 +135,7 @@ fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes) -> Held {
         until_i += Dtype::Bf16.bytes(latents);
     }
 
-    let mut until_w = products.bytes(local_values(&shape.output, sizes).0);
+    let mut until_w = core.bytes(core_output(shape, sizes));
     if !recompute.norms {
         // The normed stream, kept as each GPU's share of the tokens.
         until_w += products.bytes(sizes.local_tokens * sizes.hidden);

@@ -21,8 +21,6 @@ pub struct Setting {
     pub rows: u64,
     /// Format of its inputs.
     pub dtype: Dtype,
-    /// Format of the stored weights.
-    pub weights: Dtype,
     /// Format of the gradient accumulator.
     pub gradients: Dtype,
     /// Tensor-parallel GPUs that share the matrix.
@@ -67,7 +65,7 @@ fn cut(linear: &Linear, setting: Setting) -> (u64, u64, u64) {
 
 /// (length of an input row, of an output row, rows) that this GPU has, for counting what is saved.
 pub fn local_shape(linear: &Linear, rows: u64, tp: u64) -> (u64, u64, u64) {
-    cut(linear, Setting { rows, dtype: Dtype::Bf16, weights: Dtype::Bf16, gradients: Dtype::Fp32, tp, copies: 1 })
+    cut(linear, Setting { rows, dtype: Dtype::Bf16, gradients: Dtype::Fp32, tp, copies: 1 })
 }
 
 /// Parameters of the matrix on one GPU.
