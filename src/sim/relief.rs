@@ -9,7 +9,7 @@ use crate::units::Bytes;
 pub struct Relief {
     /// What the rank needs beyond the memory that a plan may use.
     pub over: Bytes,
-    /// How far the peak is over. If zero, only the reserved rings are too large together: they are never full at the same
+    /// How far the peak is over. If zero, only the message rings are too large together: they are never full at the same
     /// moment.
     pub over_at_peak: Bytes,
     /// Chunks whose activations are held at the peak, and how many would fit; `None` where the peak fits, or fewer chunks
@@ -23,7 +23,7 @@ pub struct Relief {
 impl Relief {
     /// `None` if the rank fits into `memory`.
     pub fn new(rank: &RankMemory, memory: Bytes) -> Option<Self> {
-        let over = rank.need().saturating_sub(memory);
+        let over = rank.need.total().saturating_sub(memory);
         if over == Bytes::ZERO {
             return None;
         }

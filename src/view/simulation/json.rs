@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Simulated;
 use crate::ir::{Phase, ProgramKind};
-use crate::sim::memory::Reservation;
+use crate::sim::memory::Need;
 use crate::sim::{Activity, Cause, Rates, Reason, Relief};
 
 #[derive(Serialize)]
@@ -88,8 +88,8 @@ struct Memory {
     peak_item: Option<u32>,
     peak_kinds: Vec<Kind>,
     chunks_held: u32,
-    reserved_bytes: u64,
-    reserved: Reserved,
+    need_bytes: u64,
+    need: NeedJson,
     relief: Option<ReliefJson>,
 }
 
@@ -100,7 +100,7 @@ struct Kind {
 }
 
 #[derive(Serialize)]
-struct Reserved {
+struct NeedJson {
     state_bytes: u64,
     activations_bytes: u64,
     messages_bytes: u64,
@@ -153,7 +153,7 @@ pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result
         exposed_share: simulated.share(|rank| rank.exposed),
         bubble_share: simulated.share(|rank| rank.bubble),
         memory_limit_bytes: plan.machine.memory.0,
-        fits: memory.iter().all(|rank| rank.need() <= plan.machine.memory),
+        fits: memory.iter().all(|rank| rank.need.total() <= plan.machine.memory),
         fullest_rank: simulated.fullest(),
         programs: (0..plan.programs.len()).map(|program| program_json(simulated, program)).collect(),
         ranks: (0..plan.ranks.len())
@@ -230,15 +230,15 @@ fn wait_json(wait: &crate::sim::Wait) -> Wait {
 
 fn memory_json(simulated: &Simulated, rank: usize) -> Memory {
     let memory = &simulated.memory[rank];
-    let Reservation { state, activations, messages, exchange } = memory.reserved;
+    let Need { state, activations, messages, exchange } = memory.need;
     Memory {
         peak_bytes: memory.peak.0,
         peak_at_ns: memory.at.0,
         peak_item: memory.item,
         peak_kinds: memory.kinds.iter().map(|(kind, bytes)| Kind { kind: kind.to_string(), bytes: bytes.0 }).collect(),
         chunks_held: memory.chunks,
-        reserved_bytes: memory.reserved.total().0,
-        reserved: Reserved {
+        need_bytes: memory.need.total().0,
+        need: NeedJson {
             state_bytes: state.0,
             activations_bytes: activations.0,
             messages_bytes: messages.0,
