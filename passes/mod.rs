@@ -1,4 +1,85 @@
 //! The passes, in the order in which they run. Each is a function of what the one before it made, the machine and its
 //! options; none reads a file, prints, or knows the command line.
+//!
+//! [`lower`] → [`split`] → [`overlap`] → [`pipeline`] → [`place`] → [`emit`]. [`unit_work`] is an analysis that the first
+//! two read. [`compile`] runs them all.
 
+pub mod emit;
+pub mod lower;
+pub mod overlap;
 pub mod pipeline;
+pub mod place;
+pub mod split;
+pub mod unit_work;
+
+use crate::error::Result;
+use crate::ir::{Layout, Stage};
+use crate::job::Job;
+use crate::job::training::ScheduleKind;
+use crate::machine::Machine;
+use crate::plan::{Certificate, Plan, PlanStage};
+use crate::units::Nanos;
+
+/// A compiled job: the plan, and what the compiler tells a person about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// The plan.
+    pub plan: Plan,
+    /// One per stage.
+    pub loads: Vec<StageLoad>,
+}
+
+/// Work of one chunk of a stage, F, I and W together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageLoad {
+    /// Its units.
+    pub stage: Stage,
+    /// Time of its computation, on the SMs that communication leaves.
+    pub computation: Nanos,
+    /// Time of its dispatch and combine, on the SMs that they get.
+    pub communication: Nanos,
+}
+
+/// Runs every pass on a checked job.
+///
+/// # Errors
+/// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
+pub fn compile(job: &Job) -> Result<Compiled> {
+    let training = &job.training;
+    let machine = Machine::new(&job.cluster, training.memory_limit_gb);
+    pipeline::precondition(training.schedule, training.pp, training.stages_per_rank(), training.micro_batches)?;
+
+    let lowered = lower::lower(job, &machine)?;
+    let split = split::split(job, &lowered);
+    let options = overlap::Options {
+        communication_sms: training.communication_sms,
+        pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
+    };
+    let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
+
+    let stages = emit::stages(job, &lowered, &split, &overlapped);
+    let hop = hop(job, &machine, &lowered.layout, &stages);
+    let problem = overlapped.problem(lowered.layout, hop);
+    let timetable = pipeline::generate(training.schedule, &lowered.layout)?;
+    let replay = pipeline::replay(&problem, &timetable)?;
+    let certificate = Certificate { makespan: replay.makespan, lower_bound: pipeline::lower_bound(&problem) };
+
+    let gather = training.sharded_optimizer;
+    let input = place::Input { timetable: &timetable, replay: &replay, hop, stages: &stages, gather };
+    let ranks = place::place(input);
+    let loads = lowered.stages.into_iter().zip(&split).map(|(stage, split)| {
+        let (computation, communication) = split::loads(&split.chunk, &machine, training.communication_sms);
+        StageLoad { stage, computation, communication }
+    });
+    let loads = loads.collect();
+    Ok(Compiled { plan: emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks), loads })
+}
+
+/// The longest time of a message between two ranks of the pipeline.
+fn hop(job: &Job, machine: &Machine, layout: &Layout, stages: &[PlanStage]) -> Nanos {
+    let gpus = u64::from(job.training.dp) * u64::from(job.training.tp);
+    let bytes = stages.iter().map(|stage| stage.output).max().unwrap_or_default();
+    let neighbours = (0..layout.ranks).map(|rank| (rank, (rank + 1) % layout.ranks));
+    let hops = neighbours.filter(|(a, b)| a != b);
+    hops.map(|(a, b)| machine.transfer(bytes, machine.ranks_share_node(gpus, a, b))).max().unwrap_or(Nanos::ZERO)
+}

@@ -45,23 +45,43 @@ pub fn read(path: &Path) -> Result<String> {
     crate::job::read_text(path, LARGEST_FILE)
 }
 
-/// Writes a whole file or leaves what was there: the text goes beside it first and is then renamed. `-` is stdout; what
-/// exists and is no regular file (a device, a pipe) is written to directly.
+/// Writes a whole file or leaves what was there; see [`write_with`].
 ///
 /// # Errors
-/// If anything of that fails.
+/// If it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return print(text);
     }
+    write_with(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// Writes a whole file piece by piece, or leaves what was there: the pieces go beside it first, and the file is renamed
+/// when it is complete. `-` is stdout; what exists and is no regular file (a device, a pipe) is written to directly.
+///
+/// # Errors
+/// If anything of that fails.
+pub fn write_with(path: &Path, pieces: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<()> {
     let refuse = |error: io::Error| Error::new(format!("`{}` cannot be written: {error}", path.display()));
+    let all = |file: &mut dyn io::Write| {
+        let mut out = io::BufWriter::new(file);
+        pieces(&mut out)?;
+        out.flush()
+    };
+    if path.as_os_str() == "-" {
+        let written = all(&mut io::stdout().lock());
+        return written.map_err(|error| Error::new(format!("standard output cannot be written: {error}")));
+    }
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => {
             return Err(Error::new(format!("`{}` is a directory", path.display())).help("name a file in it"));
         }
         Ok(there) if !there.is_file() => {
-            let mut device = fs::OpenOptions::new().write(true).open(path).map_err(refuse)?;
-            return device.write_all(text.as_bytes()).and_then(|()| device.flush()).map_err(refuse);
+            return fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|mut device| all(&mut device))
+                .map_err(refuse);
         }
         _ => {}
     }
@@ -72,7 +92,7 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
         _ => Path::new("."),
     };
     let mut beside = tempfile::Builder::new().prefix(".dualweave-").tempfile_in(folder).map_err(refuse)?;
-    beside.write_all(text.as_bytes()).and_then(|()| beside.as_file().sync_all()).map_err(refuse)?;
+    all(beside.as_file_mut()).and_then(|()| beside.as_file().sync_all()).map_err(refuse)?;
     set_default_permissions(&beside).map_err(refuse)?;
     beside.persist(&target).map_err(|error| refuse(error.error))?;
     Ok(())

@@ -11,13 +11,14 @@ use crate::units::{Bytes, Flops};
 pub enum Component {
     /// Token embedding.
     Embedding,
-    /// Norm, projections and attention core; for an MTP module also the projection in front of it.
+    /// Norm, projections and attention core; in a MoE layer also the second norm and the router; in an MTP module also the
+    /// projection in front.
     Attention,
-    /// Norm, router, and the all-to-all that takes tokens to their experts.
+    /// The all-to-all that takes tokens to their experts.
     Dispatch,
     /// Experts (routed and shared), or the dense MLP with its norm.
     Mlp,
-    /// The all-to-all that brings expert outputs back, and their sum.
+    /// The all-to-all that brings expert outputs back.
     Combine,
     /// Final norm, output head and loss.
     Head,
@@ -36,6 +37,8 @@ pub struct Op {
     pub work: Work,
     /// Ops of the same chunk (by index) whose results it reads.
     pub needs: Vec<u32>,
+    /// Of a W op: bytes that I hands to it (its share of `held.i_to_w`); else zero.
+    pub handed: Bytes,
 }
 
 /// What an operation occupies and for how much.

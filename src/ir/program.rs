@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Component, Phase, Work};
+use crate::units::Bytes;
 
 /// What a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub enum Stream {
 pub struct Program {
     /// What it runs.
     pub kind: ProgramKind,
+    /// Most bytes that I ops have handed to W ops of the program that have not ended yet: what a full backward holds of
+    /// `held.i_to_w` at any moment. Zero where the program has not both.
+    pub workspace: Bytes,
     /// In launch order.
     pub ops: Vec<ProgramOp>,
 }

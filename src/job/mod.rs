@@ -4,12 +4,20 @@
 //! not here: see [`arithmetic`] for counting, `machine` for time.
 
 pub mod arithmetic;
+mod check;
 pub mod cluster;
+pub mod hf;
+mod load;
 pub mod model;
+mod overrides;
+mod source;
 pub mod training;
 
+pub use check::MOST_LAYERS;
 pub use cluster::Cluster;
+pub use load::{Loaded, load};
 pub use model::Model;
+pub use overrides::Overrides;
 pub use training::Training;
 
 /// A checked description of a model, a cluster and a training run: what the compiler takes.

@@ -121,4 +121,20 @@ impl Machine {
         let link = if same_node { &self.nvlink } else { &self.network };
         link.duration(bytes, u32::MAX)
     }
+
+    /// Whether neighbours of two pipeline ranks reach each other over NVLink. Rank r with all its peers occupies the GPUs
+    /// from r · `gpus_per_rank` to (r+1) · `gpus_per_rank`, and talks peer by peer: GPU i of one rank to GPU i of the other.
+    /// The ranks share a node if each of these pairs does.
+    ///
+    /// Two different ranks never straddle a node boundary at the same i unless they are whole nodes apart, so all pairs
+    /// share a node exactly if everything from the first GPU of the lower rank to the last GPU of the higher one does.
+    pub fn ranks_share_node(&self, gpus_per_rank: u64, r: u32, q: u32) -> bool {
+        if r == q {
+            return true;
+        }
+        let (gpus, node) = (u128::from(gpus_per_rank.max(1)), u128::from(self.gpus_per_node.max(1)));
+        let first = u128::from(r.min(q)) * gpus;
+        let last = (u128::from(r.max(q)) + 1) * gpus - 1;
+        first / node == last / node
+    }
 }

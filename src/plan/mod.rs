@@ -28,9 +28,12 @@ pub const VERSION: u32 = 1;
 /// both have been reached, and ends on both sides at once. `ReduceGrads(s)` and `GatherParams(s)` are met by all ranks
 /// that hold stage s in the same way.
 ///
-/// # Buffers
-/// Values live in [`Ring`]s of equal slots: the k-th value of a ring occupies slot k mod slots, from its acquisition to
-/// its release (see [`RingOf`]).
+/// # Memory
+/// Messages live in [`Ring`]s of equal slots: the k-th message of a ring occupies slot k mod slots, from its acquisition to
+/// its release (see [`RingOf`]). What a chunk holds between its own actions ([`PlanStage::held`]) is allocated when the first
+/// of the two compute items starts and freed when the second has ended; since compute items of a rank run one after the
+/// other, the list gives the memory in use at each of them exactly. A full backward (B, FB) needs [`Program::workspace`]
+/// while it runs, in place of `held.i_to_w`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -149,7 +152,7 @@ pub struct Certificate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRank {
-    /// Its buffers.
+    /// Its message buffers.
     pub rings: Vec<Ring>,
     /// In launch order.
     pub items: Vec<Item>,
@@ -170,12 +173,6 @@ pub struct Ring {
 /// What a ring holds, from its acquisition to its release. The k-th value is the k-th in the order of the items named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RingOf {
-    /// `held.f_to_i` of this stage: from F (the order) to I.
-    FToI(u32),
-    /// `held.f_to_w` of this stage: from F (the order) to W.
-    FToW(u32),
-    /// `held.i_to_w` of this stage: from I (the order) to W. None if all its backwards are full.
-    IToW(u32),
     /// Messages from this rank: from `Recv` (the order) to the compute item that reads it.
     Inbox(u32),
     /// Messages to this rank: from the compute item that writes it to its `Send` (the order).

@@ -1,3 +1,6 @@
-//! What a person looks at: charts of timetables and plans.
+//! What people and other tools see of a plan. Everything here turns data into text; nothing decides anything.
 
 pub mod chart;
+mod numbers;
+pub mod perfetto;
+pub mod simulation;

@@ -1,0 +1,97 @@
+//! `lower`: cuts the model into stages of about equal cost.
+//!
+//! A unit costs the time of its F, I and W on the machine: the longer of computation and communication where the schedule
+//! overlaps them, else their sum. The cut has the smallest possible largest stage, and among those the smallest sum of
+//! squares. It does not look at the schedule: moving layers to shorten a given timetable is another question.
+
+mod partition;
+
+use crate::error::{Error, Result};
+use crate::ir::{Layout, Stage, Unit};
+use crate::job::Job;
+use crate::job::training::ScheduleKind;
+use crate::machine::Machine;
+use crate::passes::unit_work;
+use crate::units::Nanos;
+
+/// The model as stages, and where they live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lowered {
+    /// Ranks, stages, micro-batches.
+    pub layout: Layout,
+    /// In model order; `layout.stages` of them.
+    pub stages: Vec<Stage>,
+}
+
+/// Cuts the model of `job` into `layout.stages` stages.
+///
+/// # Errors
+/// If the model has fewer units (embedding, layers, MTP modules, head) than stages are asked for.
+pub fn lower(job: &Job, machine: &Machine) -> Result<Lowered> {
+    let training = &job.training;
+    let layout =
+        Layout::new(training.schedule.placement(), training.pp, training.stages_per_rank(), training.micro_batches);
+    let units = unit_work::units(job);
+    if layout.stages as usize > units.len() {
+        return Err(Error::new(format!(
+            "{} pipeline ranks make {} stages, but the model has only {} units to spread (embedding, layers, MTP, head)",
+            layout.ranks,
+            layout.stages,
+            units.len()
+        ))
+        .help("use fewer pipeline ranks")
+        .field("training.pp"));
+    }
+    // Layers of one kind cost the same: price each kind once.
+    let mut priced: Vec<(Unit, Nanos)> = Vec::new();
+    let costs: Vec<u64> = units
+        .iter()
+        .map(|&unit| {
+            let kind = alike(job, unit);
+            if let Some(&(_, cost)) = priced.iter().find(|(known, _)| *known == kind) {
+                return cost.0;
+            }
+            let cost = unit_cost(job, machine, unit);
+            priced.push((kind, cost));
+            cost.0
+        })
+        .collect();
+    let ends = partition::partition(&costs, layout.stages as usize);
+    let mut first = 0;
+    let mut stages = Vec::with_capacity(ends.len());
+    for end in ends {
+        stages.push(Stage { units: units[first..end].to_vec() });
+        first = end;
+    }
+    Ok(Lowered { layout, stages })
+}
+
+/// A unit that stands for all that do the same work: layers differ only by kind and attention window.
+pub(crate) fn alike(job: &Job, unit: Unit) -> Unit {
+    let pairs = |layer| job.model.attended_pairs(layer, u64::from(job.training.sequence));
+    let first_like = |layer: u32, moe: bool| {
+        (0..layer).find(|&other| job.model.is_moe(other) == moe && pairs(other) == pairs(layer)).unwrap_or(layer)
+    };
+    match unit {
+        Unit::Dense(layer) => Unit::Dense(first_like(layer, false)),
+        Unit::Moe(layer) => Unit::Moe(first_like(layer, true)),
+        Unit::Mtp(_) => Unit::Mtp(0),
+        Unit::Embedding | Unit::Head => unit,
+    }
+}
+
+/// Time of a unit's F, I and W.
+fn unit_cost(job: &Job, machine: &Machine, unit: Unit) -> Nanos {
+    let work = unit_work::unit_work(job, unit);
+    let comm_sms = job.training.communication_sms;
+    let overlaps = matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV);
+    let compute_sms = if overlaps { machine.sms - comm_sms } else { machine.sms };
+    let (mut computation, mut communication) = (Nanos::ZERO, Nanos::ZERO);
+    for op in work.f.iter().chain(&work.i).chain(&work.w) {
+        match op.work.is_exchange() {
+            true => communication += machine.duration(&op.work, comm_sms),
+            false => computation += machine.duration(&op.work, compute_sms),
+        }
+    }
+    if overlaps { computation.max(communication) } else { computation + communication }
+}

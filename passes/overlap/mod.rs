@@ -1,0 +1,170 @@
+//! `overlap`: orders the ops of chunk programs on two engines — computation and communication — by list scheduling, with
+//! a fixed number of SMs for communication.
+//!
+//! One program for each phase of each stage, and one for each pair FB that a rank can form. It is a first, simple overlap:
+//! the op with the longest path behind it goes first. It does not search, cut ops, or choose SM numbers.
+
+mod list;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost};
+use crate::machine::Machine;
+use crate::passes::split::SplitStage;
+use crate::sim::time_program;
+use crate::units::{Bytes, Nanos};
+
+/// What the pass may choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// SMs for communication.
+    pub communication_sms: u32,
+    /// Whether programs of pairs are wanted.
+    pub pairs: bool,
+}
+
+/// Every program that a timetable of these stages can need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Overlapped {
+    /// Each stored once.
+    pub programs: Vec<Program>,
+    /// For each stage the programs (by index) of F, B, I and W.
+    pub stages: Vec<StagePrograms>,
+    /// Program (by index) of F of one stage beside B of another.
+    pub pairs: BTreeMap<(u32, u32), u32>,
+    /// For each program its duration.
+    pub durations: Vec<Nanos>,
+}
+
+/// Programs of one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagePrograms {
+    /// Forward.
+    pub f: u32,
+    /// Full backward.
+    pub b: u32,
+    /// Backward for the input.
+    pub i: u32,
+    /// Weight gradients.
+    pub w: u32,
+}
+
+/// Orders all programs.
+pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
+    let mut made = Programs { machine, options, programs: Vec::new(), durations: Vec::new(), known: BTreeMap::new() };
+    let stage_programs = stages
+        .iter()
+        .map(|stage| {
+            let chunk = &stage.chunk;
+            StagePrograms {
+                f: made.add(ProgramKind::F, Some(chunk), None),
+                b: made.add(ProgramKind::B, None, Some(chunk)),
+                i: made.add(ProgramKind::I, None, Some(chunk)),
+                w: made.add(ProgramKind::W, None, Some(chunk)),
+            }
+        })
+        .collect();
+    let mut pairs = BTreeMap::new();
+    if options.pairs {
+        for rank in 0..layout.ranks {
+            let held = layout.stages_of(rank);
+            for (&f, &b) in held.iter().flat_map(|f| held.iter().map(move |b| (f, b))) {
+                if f != b && !pairs.contains_key(&(f, b)) {
+                    let (forward, backward) = (&stages[f as usize].chunk, &stages[b as usize].chunk);
+                    pairs.insert((f, b), made.add(ProgramKind::FB, Some(forward), Some(backward)));
+                }
+            }
+        }
+    }
+    Overlapped { programs: made.programs, stages: stage_programs, pairs, durations: made.durations }
+}
+
+impl Overlapped {
+    /// The pipeline problem that these programs pose. `hop` is the time of a message between ranks.
+    pub fn problem(&self, layout: Layout, hop: Nanos) -> Problem {
+        let time = |program: u32| self.durations[program as usize];
+        let cost = |p: &StagePrograms| StageCost { f: time(p.f), i: time(p.i), w: time(p.w), b: time(p.b) };
+        Problem {
+            layout,
+            stages: self.stages.iter().map(cost).collect(),
+            pair: PairCost::Table(self.pairs.iter().map(|(&pair, &program)| (pair, time(program))).collect()),
+            hop,
+        }
+    }
+}
+
+/// Programs so far, without repetition.
+struct Programs<'a> {
+    machine: &'a Machine,
+    options: Options,
+    programs: Vec<Program>,
+    durations: Vec<Nanos>,
+    known: BTreeMap<Program, u32>,
+}
+
+impl Programs<'_> {
+    fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
+        let ops = dependencies(kind, forward, backward);
+        let order = list::schedule(&ops, self.machine, self.options.communication_sms);
+        let program = Program { kind, workspace: workspace(&ops, &order), ops: order };
+        if let Some(&index) = self.known.get(&program) {
+            return index;
+        }
+        let index = self.programs.len() as u32;
+        self.durations.push(time_program(&program, self.machine).total);
+        self.known.insert(program.clone(), index);
+        self.programs.push(program);
+        index
+    }
+}
+
+/// The ops of a program in one list, with `needs` pointing into it. I and W of a backward are joined here: a weight
+/// gradient needs the input gradient of its own component; the embedding's, which has none, needs all of them.
+fn dependencies(kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> Vec<Op> {
+    let mut ops: Vec<Op> = Vec::new();
+    if let (ProgramKind::F | ProgramKind::FB, Some(chunk)) = (kind, forward) {
+        ops.extend(chunk.f.iter().cloned());
+    }
+    let Some(chunk) = backward else { return ops };
+    if matches!(kind, ProgramKind::I | ProgramKind::B | ProgramKind::FB) {
+        let first = ops.len() as u32;
+        ops.extend(chunk.i.iter().cloned().map(|mut op| {
+            op.needs.iter_mut().for_each(|need| *need += first);
+            op
+        }));
+    }
+    if matches!(kind, ProgramKind::W | ProgramKind::B | ProgramKind::FB) {
+        let mut last_input: BTreeMap<(u32, Component), u32> = BTreeMap::new();
+        let mut last = None;
+        for (at, op) in (0..).zip(&ops).filter(|(_, op)| op.phase == Phase::I) {
+            last_input.insert((op.unit, op.component), at);
+            last = Some(at);
+        }
+        ops.extend(chunk.w.iter().cloned().map(|mut op| {
+            op.needs.extend(last_input.get(&(op.unit, op.component)).copied().or(last));
+            op
+        }));
+    }
+    ops
+}
+
+/// See [`Program::workspace`]. I and W ops that compute run on one stream, so launch order is their order in time.
+fn workspace(ops: &[Op], order: &[ProgramOp]) -> Bytes {
+    let handed: BTreeMap<(u32, Component), Bytes> =
+        ops.iter().filter(|op| op.phase == Phase::W).map(|op| ((op.unit, op.component), op.handed)).collect();
+    let mut pending: BTreeSet<(u32, Component)> = BTreeSet::new();
+    let (mut now, mut most) = (Bytes::ZERO, Bytes::ZERO);
+    for op in order.iter().filter(|op| !op.work.is_exchange()) {
+        let part = (op.unit, op.component);
+        let bytes = handed.get(&part).copied().unwrap_or_default();
+        match op.phase {
+            Phase::I if pending.insert(part) => now += bytes,
+            // What no I op of its own component made (the embedding's gradient) was there all along.
+            Phase::W if !pending.remove(&part) => most = most.max(now + bytes),
+            Phase::W => now = now - bytes,
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    if order.iter().any(|op| op.phase == Phase::I) { most } else { Bytes::ZERO }
+}

@@ -1,0 +1,98 @@
+//! Messages between ranks, and the order in which they travel.
+
+use std::collections::BTreeMap;
+
+use super::{Input, inputs};
+use crate::ir::{Action, ChunkId, Layout, Phase};
+use crate::plan::Task;
+
+/// An activation or a gradient on its way from one rank to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// A gradient, not an activation.
+    pub gradient: bool,
+    /// The chunk whose F (or I) made it.
+    pub chunk: ChunkId,
+    /// Action of the sending rank that makes it.
+    pub maker: usize,
+    /// Action of the receiving rank that reads it.
+    pub reader: usize,
+}
+
+impl Message {
+    /// The item that sends it.
+    pub fn send(&self, to: u32) -> Task {
+        match self.gradient {
+            true => Task::SendGrad(self.chunk.stage, self.chunk.micro_batch, to),
+            false => Task::SendAct(self.chunk.stage, self.chunk.micro_batch, to),
+        }
+    }
+
+    /// The item that receives it.
+    pub fn receive(&self, from: u32) -> Task {
+        match self.gradient {
+            true => Task::RecvGrad(self.chunk.stage, self.chunk.micro_batch, from),
+            false => Task::RecvAct(self.chunk.stage, self.chunk.micro_batch, from),
+        }
+    }
+}
+
+/// All messages of a timetable.
+pub struct Messages {
+    /// By (sender, receiver), in the order in which they are made.
+    pub channels: BTreeMap<(u32, u32), Vec<Message>>,
+    /// Values that stay on their rank: by (rank, is a gradient, stage that made it), in the order in which they are made.
+    pub handoffs: BTreeMap<(u32, bool, u32), Vec<Message>>,
+}
+
+impl Messages {
+    /// Reads them off the timetable.
+    pub fn new(input: &Input) -> Self {
+        let layout = &input.timetable.layout;
+        // Which action reads the activation (or gradient) that a chunk made.
+        let chunks = layout.stages as usize * layout.micro_batches as usize;
+        let index = |chunk: ChunkId| chunk.stage as usize * layout.micro_batches as usize + chunk.micro_batch as usize;
+        let mut readers = [vec![None; chunks], vec![None; chunks]];
+        for actions in &input.timetable.ranks {
+            for (at, &action) in actions.iter().enumerate() {
+                for (gradient, chunk) in inputs(layout, action) {
+                    readers[usize::from(gradient)][index(chunk)] = Some(at);
+                }
+            }
+        }
+        let mut messages = Self { channels: BTreeMap::new(), handoffs: BTreeMap::new() };
+        for (rank, actions) in (0..).zip(&input.timetable.ranks) {
+            for (maker, &action) in actions.iter().enumerate() {
+                for (gradient, chunk, to) in outputs(layout, action) {
+                    let Some(reader) = readers[usize::from(gradient)][index(chunk)] else { continue };
+                    let message = Message { gradient, chunk, maker, reader };
+                    match to == rank {
+                        true => messages.handoffs.entry((rank, gradient, chunk.stage)).or_default().push(message),
+                        false => messages.channels.entry((rank, to)).or_default().push(message),
+                    }
+                }
+            }
+        }
+        messages
+    }
+
+    /// What `action` of `rank` sends, with the receivers, in order.
+    pub fn made_by(&self, layout: &Layout, rank: u32, action: Action) -> Vec<(u32, Message)> {
+        let sent = outputs(layout, action).into_iter().filter(|&(_, _, to)| to != rank);
+        // Maker and reader play no part in the item.
+        sent.map(|(gradient, chunk, to)| (to, Message { gradient, chunk, maker: 0, reader: 0 })).collect()
+    }
+}
+
+/// What an action makes for another chunk: (is a gradient, the chunk that made it, the rank that reads it).
+fn outputs(layout: &Layout, action: Action) -> Vec<(bool, ChunkId, u32)> {
+    let next = |stage: u32, chunk: ChunkId| layout.rank_of(ChunkId::new(stage, chunk.micro_batch));
+    action
+        .parts()
+        .filter_map(|(phase, chunk)| match phase {
+            Phase::F if chunk.stage + 1 < layout.stages => Some((false, chunk, next(chunk.stage + 1, chunk))),
+            Phase::I if chunk.stage > 0 => Some((true, chunk, next(chunk.stage - 1, chunk))),
+            _ => None,
+        })
+        .collect()
+}

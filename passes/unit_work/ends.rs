@@ -1,0 +1,110 @@
+//! The two ends of the model — embedding and head — and the projection in front of an MTP module.
+
+use std::collections::BTreeMap;
+
+use super::attention::{local_values, norm, setting};
+use super::kernels::{compute, local_parameters, memory, product, tensor_collective};
+use super::{Sizes, UnitOp, UnitParameters, UnitWork};
+use crate::ir::{Component, Held, Work};
+use crate::job::Job;
+use crate::job::arithmetic::{Cut, Linear};
+use crate::job::model::Dtype;
+use crate::units::Bytes;
+
+/// Token embedding: a look-up; its weight gradient adds to the rows that were used. Rows are cut by tensor parallelism.
+pub(super) fn embedding(job: &Job) -> UnitWork {
+    let sizes = Sizes::new(job);
+    let dtype = job.model.precision.embedding;
+    let values = sizes.tokens * sizes.hidden;
+    let component = Component::Embedding;
+    let look_up = compute(component, vec![memory(2 * dtype.bytes(values / sizes.tp))]);
+    let accumulate =
+        memory(dtype.bytes(values / sizes.tp) + 2 * job.model.precision.gradients.bytes(values / sizes.tp));
+    let f = [look_up].into_iter().chain(tensor_collective(component, values, sizes.tp)).collect();
+    UnitWork {
+        f,
+        i: Vec::new(),
+        w: vec![compute(component, vec![accumulate])],
+        held: Held {
+            // Token numbers, and the gradient that arrives.
+            f_to_w: BTreeMap::from([(component, Bytes(4 * sizes.tokens))]),
+            i_to_w: BTreeMap::from([(component, Bytes(dtype.bytes(sizes.local_tokens * sizes.hidden)))]),
+            ..Held::default()
+        },
+        exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
+        parameters: UnitParameters { shared: embedding_parameters(job), expert: 0 },
+    }
+}
+
+/// Rows of the embedding on one GPU.
+pub(super) fn embedding_parameters(job: &Job) -> u64 {
+    u64::from(job.model.vocabulary).div_ceil(u64::from(job.training.tp)) * u64::from(job.model.hidden)
+}
+
+/// Final norm, output head and cross-entropy, once for the model and once for each MTP module. The logits' gradient is
+/// made in F, in place of the logits, and kept until W.
+pub(super) fn head(job: &Job) -> UnitWork {
+    let sizes = Sizes::new(job);
+    let runs = 1 + u64::from(job.model.mtp_layers);
+    let precision = &job.model.precision;
+    let component = Component::Head;
+    let linear =
+        Linear { inputs: sizes.hidden, outputs: u64::from(job.model.vocabulary), bias: false, cut: Cut::Outputs };
+    let setting = super::kernels::Setting { dtype: precision.head, ..setting(job, sizes.tokens) };
+    let (input, logits) = local_values(&linear, &sizes);
+    let stream = sizes.local_tokens * sizes.hidden;
+
+    // Cross-entropy reads the logits twice (maximum and sum, then gradient) and writes the gradient, in fp32.
+    let loss = memory(3 * Dtype::Fp32.bytes(logits));
+    let kernels = product(&linear, setting);
+    let f = [vec![norm(&sizes)], kernels.f, vec![loss]].concat().repeat(runs as usize);
+    let i = [kernels.i, vec![norm(&sizes)]].concat().repeat(runs as usize);
+    let w = kernels.w.repeat(runs as usize);
+
+    let values = runs * sizes.tokens * sizes.hidden;
+    let gather = tensor_collective(component, values, sizes.tp);
+    let scatter = tensor_collective(component, values, sizes.tp);
+    let until_w = (precision.head.bytes(input / sizes.tp) + precision.head.bytes(logits)) * runs;
+    UnitWork {
+        f: gather.into_iter().chain([compute(component, f)]).collect(),
+        i: [compute(component, i)].into_iter().chain(scatter).collect(),
+        w: vec![compute(component, w)],
+        held: Held {
+            f_to_i: BTreeMap::from([(component, Bytes(Dtype::Bf16.bytes(stream) * runs))]),
+            f_to_w: BTreeMap::from([(component, Bytes(until_w))]),
+            i_to_w: BTreeMap::new(),
+        },
+        exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
+        parameters: UnitParameters { shared: local_parameters(&linear, sizes.tp) + sizes.hidden, expert: 0 },
+    }
+}
+
+/// Adds an MTP module's input to its layer: the embedding of the next token, two norms, and the projection of both
+/// hidden states to one (DeepSeek-V3 report, section 2.2). They are part of its attention op.
+pub(super) fn add_mtp_projection(job: &Job, work: &mut UnitWork) {
+    let sizes = Sizes::new(job);
+    let linear = job.model.mtp_projection();
+    let kernels = product(&linear, setting(job, sizes.tokens));
+    let norms = vec![norm(&sizes), norm(&sizes)];
+    let products = job.model.precision.products;
+    let (input, output) = local_values(&linear, &sizes);
+
+    // In F the projection comes first, in I last; with tensor parallelism it stands inside the layer's collectives.
+    let attention = |ops: &mut Vec<UnitOp>, extra: Vec<_>, first: bool| {
+        let op = ops.iter_mut().find(|op| op.component == Component::Attention && !op.work.is_exchange());
+        if let Some(UnitOp { work: Work::Compute(there), .. }) = op {
+            *there = if first { [extra, there.clone()].concat() } else { [there.clone(), extra].concat() };
+        }
+    };
+    attention(&mut work.f, [norms.clone(), kernels.f].concat(), true);
+    attention(&mut work.i, [kernels.i, norms].concat(), false);
+    attention(&mut work.w, kernels.w, true);
+
+    let mut add = |to_i: u64, to_w: u64, from_i: u64| {
+        *work.held.f_to_i.entry(Component::Attention).or_default() += Bytes(to_i);
+        *work.held.f_to_w.entry(Component::Attention).or_default() += Bytes(to_w);
+        *work.held.i_to_w.entry(Component::Attention).or_default() += Bytes(from_i);
+    };
+    add(Dtype::Bf16.bytes(2 * sizes.local_tokens * sizes.hidden), products.bytes(input), products.bytes(output));
+    work.parameters.shared += local_parameters(&linear, sizes.tp) + 3 * sizes.hidden;
+}

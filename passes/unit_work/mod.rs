@@ -1,0 +1,174 @@
+//! Analysis: what one unit of the model does on one GPU — its ops in F, I and W, the memory that a micro-batch holds in
+//! it, and its parameters. `lower` balances stages with it, `split` builds chunks from it.
+//!
+//! Conventions: `t` tokens of a micro-batch; with tensor parallelism each GPU keeps t/tp of them between the layers
+//! (sequence parallelism), and experts are never cut by it. Loads of experts are balanced: every GPU gets the mean.
+
+mod attention;
+mod ends;
+mod kernels;
+mod mlp;
+pub mod routing;
+
+use std::collections::BTreeMap;
+
+use crate::ir::{Component, Held, Unit, Work};
+use crate::job::Job;
+use crate::job::model::Dtype;
+use crate::units::Bytes;
+
+/// What a unit does and holds on one GPU.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnitWork {
+    /// Forward, in order.
+    pub f: Vec<UnitOp>,
+    /// Backward for the input, in order.
+    pub i: Vec<UnitOp>,
+    /// Weight gradients.
+    pub w: Vec<UnitOp>,
+    /// Memory that one micro-batch holds.
+    pub held: Held,
+    /// Largest exchange buffer, sent and received together.
+    pub exchange_buffer: Bytes,
+    /// Parameters on this GPU.
+    pub parameters: UnitParameters,
+}
+
+/// An op of a unit; it reads the one before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitOp {
+    /// What it is.
+    pub component: Component,
+    /// What it does.
+    pub work: Work,
+}
+
+/// Parameters of a unit on one GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnitParameters {
+    /// Those that every data-parallel replica has.
+    pub shared: u64,
+    /// Routed experts: spread over the expert-parallel GPUs.
+    pub expert: u64,
+}
+
+/// The numbers of a job that every unit needs.
+pub(crate) struct Sizes {
+    /// Tokens of a micro-batch.
+    pub tokens: u64,
+    /// Of them on one GPU between layers: tokens / tp.
+    pub local_tokens: u64,
+    /// Tensor-parallel GPUs.
+    pub tp: u64,
+    /// Width of the residual stream.
+    pub hidden: u64,
+}
+
+impl Sizes {
+    /// Of a job.
+    pub fn new(job: &Job) -> Self {
+        let tokens = job.training.micro_batch_tokens();
+        let tp = u64::from(job.training.tp);
+        Self { tokens, local_tokens: tokens.div_ceil(tp), tp, hidden: u64::from(job.model.hidden) }
+    }
+}
+
+/// The work of `unit` in `job`.
+pub fn unit_work(job: &Job, unit: Unit) -> UnitWork {
+    match unit {
+        Unit::Embedding => ends::embedding(job),
+        Unit::Head => ends::head(job),
+        Unit::Dense(layer) => layer_work(job, layer, false),
+        Unit::Moe(layer) => layer_work(job, layer, true),
+        Unit::Mtp(_) => {
+            let last = job.model.layers.saturating_sub(1);
+            let mut work = layer_work(job, last, job.model.mtp_is_moe());
+            ends::add_mtp_projection(job, &mut work);
+            work
+        }
+    }
+}
+
+/// The units of a model, in order: embedding, layers, MTP modules, head. The head stands last because it runs for the
+/// model and for each module.
+pub fn units(job: &Job) -> Vec<Unit> {
+    let model = &job.model;
+    let layer = |layer| if model.is_moe(layer) { Unit::Moe(layer) } else { Unit::Dense(layer) };
+    let mut units = vec![Unit::Embedding];
+    units.extend((0..model.layers).map(layer));
+    units.extend((0..model.mtp_layers).map(Unit::Mtp));
+    units.push(Unit::Head);
+    units
+}
+
+/// Bytes that cross the boundary after `unit`, forward; the gradient that comes back is as large. After an MTP module
+/// the hidden states of the model and of the modules so far travel together.
+pub fn boundary(job: &Job, unit: Unit) -> Bytes {
+    let sizes = Sizes::new(job);
+    let states = match unit {
+        Unit::Mtp(module) => u64::from(module) + 2,
+        _ => 1,
+    };
+    Bytes(Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden).saturating_mul(states))
+}
+
+fn layer_work(job: &Job, layer: u32, moe: bool) -> UnitWork {
+    let mut work = UnitWork::default();
+    let attention = attention::attention(job, layer);
+    match &job.model.moe {
+        Some(dims) if moe => {
+            let experts = mlp::experts(job, dims);
+            work.f = [attention.f, experts.f].concat();
+            work.i = [experts.i, attention.i].concat();
+            work.w = [experts.w, attention.w].concat();
+            merge(&mut work, attention.rest, experts.rest);
+            // The router runs at the end of the attention op, so that dispatch is an exchange and nothing else.
+            mlp::add_router(job, dims, &mut work);
+        }
+        _ => {
+            let dense = mlp::dense(job);
+            work.f = [attention.f, dense.f].concat();
+            work.i = [dense.i, attention.i].concat();
+            work.w = [dense.w, attention.w].concat();
+            merge(&mut work, attention.rest, dense.rest);
+        }
+    }
+    work
+}
+
+/// A part of a layer: what [`UnitWork`] is for the whole.
+pub(crate) struct Part {
+    pub f: Vec<UnitOp>,
+    pub i: Vec<UnitOp>,
+    pub w: Vec<UnitOp>,
+    pub rest: Rest,
+}
+
+/// Memory and parameters of a part.
+#[derive(Default)]
+pub(crate) struct Rest {
+    pub held: Held,
+    pub exchange_buffer: Bytes,
+    pub parameters: UnitParameters,
+}
+
+fn merge(work: &mut UnitWork, a: Rest, b: Rest) {
+    for rest in [a, b] {
+        add_held(&mut work.held, &rest.held);
+        work.exchange_buffer = work.exchange_buffer.max(rest.exchange_buffer);
+        work.parameters.shared += rest.parameters.shared;
+        work.parameters.expert += rest.parameters.expert;
+    }
+}
+
+/// Adds what `from` holds to `to`.
+pub fn add_held(to: &mut Held, from: &Held) {
+    let add = |to: &mut BTreeMap<Component, Bytes>, from: &BTreeMap<Component, Bytes>| {
+        for (&component, &bytes) in from {
+            *to.entry(component).or_default() += bytes;
+        }
+    };
+    add(&mut to.f_to_i, &from.f_to_i);
+    add(&mut to.f_to_w, &from.f_to_w);
+    add(&mut to.i_to_w, &from.i_to_w);
+}

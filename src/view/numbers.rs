@@ -1,0 +1,27 @@
+//! Numbers as people read them.
+
+/// Digits in groups of three: `12 345 678`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A share of a whole, both non-negative: `12.3 %`; a dash where the whole is nothing.
+pub fn percent(part: f64, whole: f64) -> String {
+    match whole > 0.0 {
+        true => format!("{:.1} %", 100.0 * part / whole),
+        false => "–".to_owned(),
+    }
+}
+
+/// A number with its noun: `1 rank`, `16 ranks`.
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
+}

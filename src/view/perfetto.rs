@@ -1,0 +1,251 @@
+//! A simulated plan as a trace that Perfetto and `chrome://tracing` show.
+//!
+//! One process per rank; its threads are the streams. Compute items are slices with the ops of their programs inside;
+//! exchanges of programs are on a thread of their own. Arrows lead from each send to its receive. Format: "Trace Event
+//! Format", JSON object form; times are microseconds with three decimals, so no nanosecond is lost.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use crate::ir::{Phase, Program, ProgramOp, Stream, Work};
+use crate::plan::{Plan, StreamId, Task, rank_streams};
+use crate::sim::{ItemId, Simulation, Span};
+use crate::units::{Bytes, Nanos};
+
+/// Threads of a rank that are there whatever its items are; streams to and from other ranks follow.
+const COMPUTE_THREAD: u32 = 1;
+const EXCHANGE_THREAD: u32 = 2;
+const SYNC_THREAD: u32 = 3;
+const FIRST_PEER_THREAD: u32 = 4;
+
+/// Writes the trace, event by event. `simulation` must be the plan's.
+///
+/// # Errors
+/// If `out` cannot be written to.
+pub fn write(plan: &Plan, simulation: &Simulation, out: &mut dyn Write) -> io::Result<()> {
+    let mut events = Events { out, first: true };
+    let origin = &plan.origin;
+    let about = json!({
+        "model": origin.model, "cluster": origin.cluster, "schedule": origin.schedule, "plan": plan.digest,
+    });
+    write!(events.out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{about},\"traceEvents\":[")?;
+    let bytes = bytes_of_transfers(plan, simulation);
+    let streams: Vec<Vec<StreamId>> = plan.ranks.iter().map(|rank| rank_streams(&rank.items)).collect();
+    for rank in 0..plan.ranks.len() {
+        write_rank(plan, simulation, rank, &streams[rank], &bytes[rank], &mut events)?;
+    }
+    // Last, so that the slices that they join are there.
+    for (number, transfer) in simulation.transfers.iter().enumerate() {
+        for (phase, (rank, item)) in [("s", transfer.send), ("f", transfer.receive)] {
+            let start = simulation.ranks[rank as usize].items[item as usize].start;
+            let stream = plan.ranks[rank as usize].items[item as usize].0.stream();
+            let thread = thread_of(&streams[rank as usize], stream);
+            events.add(format_args!(
+                "{{\"name\":\"message\",\"cat\":\"message\",\"ph\":\"{phase}\",\"bp\":\"e\",\"id\":{number},\"ts\":{},\
+                 \"pid\":{},\"tid\":{thread}}}",
+                Micros(start),
+                pid(rank as usize),
+            ))?;
+        }
+    }
+    events.out.write_all(b"\n]}\n")
+}
+
+fn write_rank(
+    plan: &Plan,
+    simulation: &Simulation,
+    rank: usize,
+    streams: &[StreamId],
+    bytes: &[Option<Bytes>],
+    events: &mut Events,
+) -> io::Result<()> {
+    let items = &plan.ranks[rank].items;
+    write_names(plan, rank, streams, events)?;
+    let timing = &simulation.ranks[rank];
+    for (index, (item, span)) in items.iter().zip(&timing.items).enumerate() {
+        let task = item.0;
+        let thread = thread_of(streams, task.stream());
+        events.slice(rank, thread, &task.to_string(), category(task), *span, &task_args(task, index, bytes[index]))?;
+        if let Some(number) = timing.programs[index].map(|number| number as usize) {
+            let spans = &simulation.programs[number].ops;
+            write_program(rank, task, &plan.programs[number], spans, span.start, events)?;
+        }
+    }
+    Ok(())
+}
+
+/// Names and order of the rank's process and threads.
+fn write_names(plan: &Plan, rank: usize, streams: &[StreamId], events: &mut Events) -> io::Result<()> {
+    let stages: Vec<String> = plan.layout.stages_of(rank as u32).iter().map(u32::to_string).collect();
+    let noun = if stages.len() == 1 { "stage" } else { "stages" };
+    events.name(rank, None, "process_name", &json!({"name": format!("rank {rank} ({noun} {})", stages.join(", "))}))?;
+    events.name(rank, None, "process_sort_index", &json!({"sort_index": rank}))?;
+    let mut threads = vec![(COMPUTE_THREAD, "compute".to_owned()), (EXCHANGE_THREAD, "exchanges".to_owned())];
+    for &stream in streams {
+        let name = match stream {
+            StreamId::Compute => continue,
+            StreamId::Sync => "gradients and parameters".to_owned(),
+            StreamId::From(peer) => format!("from rank {peer}"),
+            StreamId::To(peer) => format!("to rank {peer}"),
+        };
+        threads.push((thread_of(streams, stream), name));
+    }
+    for (thread, name) in threads {
+        events.name(rank, Some(thread), "thread_name", &json!({"name": name}))?;
+        events.name(rank, Some(thread), "thread_sort_index", &json!({"sort_index": thread}))?;
+    }
+    Ok(())
+}
+
+fn write_program(
+    rank: usize,
+    task: Task,
+    program: &Program,
+    spans: &[Span],
+    start: Nanos,
+    events: &mut Events,
+) -> io::Result<()> {
+    for (op, span) in program.ops.iter().zip(spans) {
+        let thread = match op.stream() {
+            Stream::Compute => COMPUTE_THREAD,
+            Stream::Comm => EXCHANGE_THREAD,
+        };
+        let name = format!("{:?} {:?}", op.component, op.phase);
+        let span = Span { start: start + span.start, end: start + span.end };
+        events.slice(rank, thread, &name, "op", span, &op_args(task, op))?;
+    }
+    Ok(())
+}
+
+fn task_args(task: Task, index: usize, bytes: Option<Bytes>) -> Value {
+    let mut args = serde_json::Map::new();
+    args.insert("item".into(), index.into());
+    let mut add = |key: &str, value: u32| args.insert(key.into(), value.into());
+    match task {
+        Task::F(s, m) | Task::B(s, m) | Task::I(s, m) | Task::W(s, m) => {
+            add("stage", s);
+            add("micro_batch", m);
+        }
+        Task::SendAct(s, m, peer)
+        | Task::SendGrad(s, m, peer)
+        | Task::RecvAct(s, m, peer)
+        | Task::RecvGrad(s, m, peer) => {
+            add("stage", s);
+            add("micro_batch", m);
+            add("peer", peer);
+        }
+        Task::FB(f, b) => {
+            add("forward_stage", f.0);
+            add("forward_micro_batch", f.1);
+            add("backward_stage", b.0);
+            add("backward_micro_batch", b.1);
+        }
+        Task::ReduceGrads(s) | Task::Update(s) | Task::GatherParams(s) => {
+            add("stage", s);
+        }
+    }
+    if let Some(bytes) = bytes {
+        args.insert("bytes".into(), bytes.0.into());
+    }
+    Value::Object(args)
+}
+
+fn op_args(task: Task, op: &ProgramOp) -> Value {
+    let (stage, micro_batch) = match task {
+        Task::F(s, m) | Task::B(s, m) | Task::I(s, m) | Task::W(s, m) => (s, m),
+        Task::FB(f, _) if op.phase == Phase::F => f,
+        Task::FB(_, b) => b,
+        _ => return json!({}),
+    };
+    let mut args = json!({"stage": stage, "micro_batch": micro_batch, "unit": op.unit, "sms": op.sms});
+    match &op.work {
+        Work::Compute(kernels) => {
+            args["flops"] = op.work.flops().0.into();
+            args["hbm_bytes"] = kernels.iter().map(|kernel| kernel.bytes).sum::<Bytes>().0.into();
+        }
+        Work::Exchange { nvlink, network } => {
+            args["nvlink_bytes"] = nvlink.0.into();
+            args["network_bytes"] = network.0.into();
+        }
+    }
+    args
+}
+
+/// Bytes that each item sends or receives, by rank and item.
+fn bytes_of_transfers(plan: &Plan, simulation: &Simulation) -> Vec<Vec<Option<Bytes>>> {
+    let mut bytes: Vec<Vec<Option<Bytes>>> = plan.ranks.iter().map(|rank| vec![None; rank.items.len()]).collect();
+    let mut set = |(rank, item): ItemId, value| bytes[rank as usize][item as usize] = Some(value);
+    for transfer in &simulation.transfers {
+        set(transfer.send, transfer.bytes);
+        set(transfer.receive, transfer.bytes);
+    }
+    bytes
+}
+
+fn category(task: Task) -> &'static str {
+    match task.stream() {
+        StreamId::Compute => "compute",
+        StreamId::Sync => "synchronisation",
+        StreamId::From(_) => "receive",
+        StreamId::To(_) => "send",
+    }
+}
+
+/// Process of a rank. Perfetto takes process 0 for the idle one.
+fn pid(rank: usize) -> usize {
+    rank + 1
+}
+
+/// Thread of a stream, given all streams of its rank, sorted.
+fn thread_of(streams: &[StreamId], stream: StreamId) -> u32 {
+    match stream {
+        StreamId::Compute => COMPUTE_THREAD,
+        StreamId::Sync => SYNC_THREAD,
+        peer => {
+            let peers = streams.iter().filter(|stream| matches!(stream, StreamId::From(_) | StreamId::To(_)));
+            FIRST_PEER_THREAD + peers.take_while(|&&other| other != peer).count() as u32
+        }
+    }
+}
+
+/// A list of JSON objects that is written as it grows.
+struct Events<'a> {
+    out: &'a mut dyn Write,
+    first: bool,
+}
+
+impl Events<'_> {
+    fn add(&mut self, event: std::fmt::Arguments) -> io::Result<()> {
+        let separator = if std::mem::take(&mut self.first) { "\n" } else { ",\n" };
+        write!(self.out, "{separator}{event}")
+    }
+
+    fn slice(&mut self, rank: usize, tid: u32, name: &str, cat: &str, span: Span, args: &Value) -> io::Result<()> {
+        self.add(format_args!(
+            "{{\"name\":{},\"cat\":\"{cat}\",\"ph\":\"X\",\"ts\":{},\"dur\":{},\"pid\":{},\"tid\":{tid},\"args\":{args}}}",
+            Value::from(name),
+            Micros(span.start),
+            Micros(span.duration()),
+            pid(rank),
+        ))
+    }
+
+    fn name(&mut self, rank: usize, tid: Option<u32>, kind: &str, args: &Value) -> io::Result<()> {
+        let tid = tid.unwrap_or(COMPUTE_THREAD);
+        self.add(format_args!(
+            "{{\"name\":\"{kind}\",\"ph\":\"M\",\"pid\":{},\"tid\":{tid},\"args\":{args}}}",
+            pid(rank)
+        ))
+    }
+}
+
+/// Nanoseconds, written as microseconds.
+struct Micros(Nanos);
+
+impl std::fmt::Display for Micros {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ns = self.0.0;
+        write!(f, "{}.{:03}", ns / 1000, ns % 1000)
+    }
+}

@@ -1,0 +1,35 @@
+//! What `simulate` found, as text for people and as JSON for programs.
+
+mod json;
+mod text;
+
+pub use json::to_json;
+pub use text::{rank_text, to_text};
+
+use crate::plan::Plan;
+use crate::sim::Simulation;
+use crate::sim::memory::RankMemory;
+
+/// A simulated plan and all that was found.
+pub struct Simulated<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Its times.
+    pub simulation: &'a Simulation,
+    /// What its ranks hold.
+    pub memory: &'a [RankMemory],
+}
+
+impl Simulated<'_> {
+    /// The rank that needs most memory; the first of several.
+    fn fullest(&self) -> usize {
+        (0..self.memory.len()).rev().max_by_key(|&rank| self.memory[rank].need()).unwrap_or(0)
+    }
+
+    /// A time of all ranks together, as a share of their steps.
+    fn share(&self, of_rank: impl Fn(&crate::sim::RankTiming) -> crate::units::Nanos) -> Option<f64> {
+        let sum: f64 = self.simulation.ranks.iter().map(|rank| of_rank(rank).as_f64()).sum();
+        let whole = self.simulation.step.as_f64() * self.simulation.ranks.len() as f64;
+        (whole > 0.0).then(|| sum / whole)
+    }
+}
