@@ -4,3 +4,5 @@ pub mod chart;
 mod numbers;
 pub mod perfetto;
 pub mod simulation;
+pub(crate) mod table;
+pub(crate) mod units;

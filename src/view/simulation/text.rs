@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
 use super::Simulated;
 use crate::sim::{Activity, RankTiming, Rates, Relief, Wait};
 use crate::units::{Bytes, Nanos};
 use crate::view::numbers::{count, grouped, percent};
+use crate::view::table::{align_right, new as new_table};
 
 /// With more ranks than this, only those that say something are listed.
 const LISTED_RANKS: usize = 16;
@@ -289,22 +288,5 @@ fn rate(value: f64) -> String {
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
         v => grouped(v.round() as u64),
-    }
-}
-
-fn new_table(columns: &[&str], width: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
-    table.set_header(columns.iter().map(|column| Cell::new(*column)).collect::<Vec<_>>());
-    table
-}
-
-fn align_right(table: &mut Table, columns: &[usize]) {
-    for &column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
 }
