@@ -27,6 +27,8 @@ pub struct Compiled {
     pub plan: Plan,
     /// One per stage.
     pub loads: Vec<StageLoad>,
+    /// SMs that communication gets.
+    pub communication_sms: u32,
 }
 
 /// Work of one chunk of a stage, F, I and W together.
@@ -72,7 +74,8 @@ pub fn compile(job: &Job) -> Result<Compiled> {
         StageLoad { stage, computation, communication }
     });
     let loads = loads.collect();
-    Ok(Compiled { plan: emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks), loads })
+    let plan = emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks);
+    Ok(Compiled { plan, loads, communication_sms: training.communication_sms })
 }
 
 /// The longest time of a message between two ranks of the pipeline.

@@ -161,6 +161,23 @@ fn bubbles_are_those_of_the_papers() {
     }
 }
 
+/// DualPipe (P/2-1)(FB+B-3W), DualPipeV (P-1)(FB+B-3W): on the ranks with the largest bubble. Also of a large run.
+#[test]
+fn bubbles_of_dualpipe_are_those_of_the_report() {
+    let f = 3;
+    for (ranks, micro_batches, pair) in [(2, 4, 9), (4, 8, 8), (8, 20, 7), (16, 32, 9), (64, 1024, 8)] {
+        for (kind, hops) in [(ScheduleKind::DualPipe, ranks / 2 - 1), (ScheduleKind::DualPipeV, ranks - 1)] {
+            let ours = timetable(kind, ranks, 1, micro_batches);
+            // The formula is of stages whose F, I and W cost the same; others shift the steps against each other.
+            let problem = problem(ours.layout, [f, f, f], PairCost::Uniform(Nanos(pair)), 0);
+            let replay = replay(&problem, &ours).unwrap();
+            let bubble = u64::from(hops) * (pair + 2 * f - 3 * f);
+            assert_eq!(replay.bubble_per_rank().into_iter().max(), Some(Nanos(bubble)), "{kind} P{ranks}");
+            assert!(replay.peak_activations_per_rank().iter().all(|&held| held <= 2 * ranks + 1));
+        }
+    }
+}
+
 #[test]
 fn zb_h1_needs_no_more_memory_than_1f1b() {
     for (ranks, micro_batches) in [(2, 1), (4, 2), (4, 8), (8, 24)] {

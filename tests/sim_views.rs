@@ -6,8 +6,8 @@ mod fixture;
 use std::process::{Command, Output};
 
 use dualweave::ir::Placement;
-use dualweave::plan::Plan;
 use dualweave::plan::Task::{B, F, FB, I, RecvAct, RecvGrad, SendAct, SendGrad, Update, W};
+use dualweave::plan::{Plan, Ring, RingOf};
 use dualweave::sim::simulate;
 use dualweave::units::Bytes;
 use dualweave::view::perfetto;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 /// Two micro-batches on two ranks; the last two actions of rank 1 overlap.
 fn plan() -> Plan {
-    fixture::plan(
+    let mut plan = fixture::plan(
         Placement::Linear,
         2,
         &[
@@ -41,7 +41,13 @@ fn plan() -> Plan {
                 (SendGrad(1, 1, 0), &[5]),
             ],
         ],
-    )
+    );
+    for (rank, peer) in [(0, 1), (1, 0)] {
+        let ring = |of| Ring { of, slots: 2, bytes: Bytes(10) };
+        plan.ranks[rank].rings = vec![ring(RingOf::Inbox(peer)), ring(RingOf::Outbox(peer))];
+    }
+    plan.seal();
+    plan
 }
 
 /// Runs the command on a plan; the plan's path goes after the first argument.
@@ -73,10 +79,10 @@ fn the_report_of_a_plan_that_does_not_fit() {
     plan.machine.memory = Bytes(6005 + 500);
     let text = stdout(&dualweave(&plan, &["simulate"]));
     let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("It does not fit")).collect();
-    assert_eq!(lines[0], "It does not fit: rank 1 needs 6695 B, 190 B more than 6505 B.");
+    assert_eq!(lines[0], "It does not fit: rank 0 needs 6715 B, 210 B more than 6505 B.");
     assert_eq!(lines[1], "  Ranks that need too much besides: 1.");
     assert_eq!(lines[2], "  Activations of 2 chunks are held at the peak; 1 would fit.");
-    assert!(lines.contains(&"  Or: activations, MLP smaller by 42.2 %, all else the same."), "{lines:#?}");
+    assert!(lines.contains(&"  Or: activations, MLP smaller by 40.0 %, all else the same."), "{lines:#?}");
 }
 
 #[test]
@@ -141,6 +147,13 @@ fn a_trace_has_every_item_and_every_op() {
         assert_eq!(of_phase("M").iter().filter(named).count(), 1, "{slice}");
     }
     assert!(String::from_utf8(bytes).expect("text").contains("\"displayTimeUnit\":\"ms\""));
+}
+
+#[test]
+fn the_chart_shows_simulated_times() {
+    let text = stdout(&dualweave(&plan(), &["show", "--width", "80"]));
+    insta_settings().bind(|| insta::assert_snapshot!("show_chart", text));
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 }
 
 #[test]

@@ -1,13 +1,123 @@
-//! Not written yet.
+//! `dualweave compile`: a job to a plan.
 
-use super::Verdict;
-use crate::error::{Error, Result};
+use std::path::PathBuf;
 
-/// Arguments.
+use serde::Serialize;
+
+use super::{Verdict, output};
+use crate::error::Result;
+use crate::job::{self, Overrides};
+use crate::passes::{self, Compiled, StageLoad};
+use crate::units::Nanos;
+use crate::view::{self, table};
+
+/// Arguments of `compile`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The job: a RON file with model, cluster and training
+    job: PathBuf,
+    /// Where the plan goes; `-` is standard output
+    #[arg(short, long, value_name = "PLAN", default_value = "plan.ron")]
+    output: PathBuf,
+    /// Print the stage summary as JSON on standard output, instead of a table on standard error
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
 
-/// Runs it.
-pub fn run(_: Args) -> Result<Verdict> {
-    Err(Error::new("not written yet"))
+/// Compiles and writes.
+///
+/// # Errors
+/// If the job cannot be read or does not make sense, or the plan cannot be written.
+pub fn run(args: Args) -> Result<Verdict> {
+    let loaded = job::load(&args.job, &args.overrides)?;
+    for note in &loaded.notes {
+        output::note(format!("note: {note}"));
+    }
+    let compiled = passes::compile(&loaded.job).map_err(|error| loaded.locate(error))?;
+    output::write(&args.output, &compiled.plan.to_ron())?;
+    match args.json {
+        true => output::print(&json(&compiled)?)?,
+        false => output::note(summary(&compiled, &args.output.display().to_string(), output::talk_width())),
+    }
+    Ok(Verdict::Yes)
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    digest: &'a str,
+    makespan_ns: u64,
+    lower_bound_ns: u64,
+    stages: Vec<Stage>,
+}
+
+#[derive(Serialize)]
+struct Stage {
+    stage: usize,
+    units: Vec<String>,
+    ranks: Vec<u32>,
+    parameters_bytes: u64,
+    computation_ns: u64,
+    communication_ns: u64,
+    computation_to_communication: Option<f64>,
+}
+
+fn json(compiled: &Compiled) -> Result<String> {
+    let stages = compiled.loads.iter().enumerate().map(|(number, load)| Stage {
+        stage: number,
+        units: load.stage.units.iter().map(ToString::to_string).collect(),
+        ranks: compiled.plan.layout.holders(number as u32),
+        parameters_bytes: compiled.plan.stages[number].parameters.0,
+        computation_ns: load.computation.0,
+        communication_ns: load.communication.0,
+        computation_to_communication: ratio(load),
+    });
+    output::to_json(&Summary {
+        digest: &compiled.plan.digest,
+        makespan_ns: compiled.plan.timetable.makespan.0,
+        lower_bound_ns: compiled.plan.timetable.lower_bound.0,
+        stages: stages.collect(),
+    })
+}
+
+/// Computation per communication of a chunk; `None` if it communicates nothing.
+fn ratio(load: &StageLoad) -> Option<f64> {
+    (load.communication > Nanos::ZERO).then(|| load.computation.as_f64() / load.communication.as_f64())
+}
+
+fn summary(compiled: &Compiled, written_to: &str, width: usize) -> String {
+    let plan = &compiled.plan;
+    let mut table =
+        table::new(&["stage", "units", "ranks", "weights", "computation", "dispatch + combine", "ratio"], width);
+    for (number, load) in compiled.loads.iter().enumerate() {
+        let ranks: Vec<String> = plan.layout.holders(number as u32).iter().map(ToString::to_string).collect();
+        table.add_row(vec![
+            number.to_string(),
+            view::units::runs(&load.stage.units),
+            ranks.join(", "),
+            plan.stages[number].parameters.to_string(),
+            load.computation.to_string(),
+            load.communication.to_string(),
+            ratio(load).map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+        ]);
+    }
+    table::align_right(&mut table, &[0, 3, 4, 5, 6]);
+    let items: usize = plan.ranks.iter().map(|rank| rank.items.len()).sum();
+    format!(
+        "{} on {}: {} over {} ranks, {} micro-batches\n{table}\n\
+         Times: one micro-batch, F, I and W together; computation on {} SMs, communication on {}.\n\
+         Timetable: {}; with these programs and this placement none is shorter than {}.\n\
+         Wrote {written_to}: {items} items, {} programs.",
+        plan.origin.model,
+        plan.origin.cluster,
+        plan.origin.schedule,
+        plan.layout.ranks,
+        plan.layout.micro_batches,
+        plan.machine.sms - compiled.communication_sms,
+        compiled.communication_sms,
+        plan.timetable.makespan,
+        plan.timetable.lower_bound,
+        plan.programs.len(),
+    )
 }

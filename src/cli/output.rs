@@ -37,6 +37,20 @@ pub fn terminal_width() -> Option<usize> {
     io::stdout().is_terminal().then_some(usize::from(columns))
 }
 
+/// Columns of the terminal that stderr is; 120 if it is none.
+pub fn talk_width() -> usize {
+    terminal_size::terminal_size_of(io::stderr()).map_or(120, |(terminal_size::Width(columns), _)| columns.into())
+}
+
+/// `value` as indented JSON with a final line break.
+///
+/// # Errors
+/// If it holds what JSON cannot: a number that is not finite.
+pub fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|error| Error::new(format!("this cannot be written as JSON: {error}")))
+}
+
 /// The text of a file.
 ///
 /// # Errors

@@ -9,25 +9,32 @@ use crate::units::Bytes;
 pub struct Relief {
     /// What the rank needs beyond the memory that a plan may use.
     pub over: Bytes,
-    /// Chunks whose activations are held at the peak, and how many would fit; `None` where fewer would not help.
+    /// How far the peak is over. If zero, only the message rings are too large together: they are never full at the same
+    /// moment.
+    pub over_at_peak: Bytes,
+    /// Chunks whose activations are held at the peak, and how many would fit; `None` where the peak fits, or fewer chunks
+    /// would not help.
     pub chunks: Option<(u32, u64)>,
-    /// Kinds that take at least `over`, largest first, with the share of each that would have to go, nothing else changed.
+    /// Kinds that take at least `over_at_peak`, largest first, with the share of each that would have to go, nothing else
+    /// changed. Empty where the peak fits.
     pub kinds: Vec<(MemoryKind, f64)>,
 }
 
 impl Relief {
     /// `None` if the rank fits into `memory`.
     pub fn new(rank: &RankMemory, memory: Bytes) -> Option<Self> {
-        let over = rank.peak.saturating_sub(memory);
+        let over = rank.need.total().saturating_sub(memory);
         if over == Bytes::ZERO {
             return None;
         }
+        let over_at_peak = rank.peak.saturating_sub(memory);
         let fit = rank.chunks_that_fit(memory).filter(|&fit| fit > 0 && fit < u64::from(rank.chunks));
-        let kinds = rank.kinds.iter().filter(|&&(_, bytes)| bytes >= over);
+        let kinds = rank.kinds.iter().filter(|&&(_, bytes)| over_at_peak > Bytes::ZERO && bytes >= over_at_peak);
         Some(Self {
             over,
-            chunks: fit.map(|fit| (rank.chunks, fit)),
-            kinds: kinds.map(|&(kind, bytes)| (kind, over.as_f64() / bytes.as_f64())).collect(),
+            over_at_peak,
+            chunks: fit.filter(|_| over_at_peak > Bytes::ZERO).map(|fit| (rank.chunks, fit)),
+            kinds: kinds.map(|&(kind, bytes)| (kind, over_at_peak.as_f64() / bytes.as_f64())).collect(),
         })
     }
 }

@@ -229,8 +229,7 @@ fn deadlock(graph: &Graph, meetings: &[Meeting], ended: &[bool], stuck: usize) -
         }
     }
     let (start, mut text, mut named) = (at, graph.name(at), 0);
-    loop {
-        let Some((member, before)) = step(at) else { break };
+    while let Some((member, before)) = step(at) {
         if member != at {
             let _ = write!(text, ", which meets {}", graph.name(member));
         }

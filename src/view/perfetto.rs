@@ -4,11 +4,12 @@
 //! exchanges of programs are on a thread of their own. Arrows lead from each send to its receive. Format: "Trace Event
 //! Format", JSON object form; times are microseconds with three decimals, so no nanosecond is lost.
 
+use std::fmt::{self, Display};
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::ir::{Phase, Program, ProgramOp, Stream, Work};
+use crate::ir::{Action, Phase, ProgramOp, Stream, Work};
 use crate::plan::{Plan, StreamId, Task, rank_streams};
 use crate::sim::{ItemId, Simulation, Span};
 use crate::units::{Bytes, Nanos};
@@ -25,6 +26,7 @@ const FIRST_PEER_THREAD: u32 = 4;
 /// If `out` cannot be written to.
 pub fn write(plan: &Plan, simulation: &Simulation, out: &mut dyn Write) -> io::Result<()> {
     let mut events = Events { out, first: true };
+    let ops: Vec<Vec<OpText>> = plan.programs.iter().map(|program| program.ops.iter().map(op_text).collect()).collect();
     let origin = &plan.origin;
     let about = json!({
         "model": origin.model, "cluster": origin.cluster, "schedule": origin.schedule, "plan": plan.digest,
@@ -33,43 +35,58 @@ pub fn write(plan: &Plan, simulation: &Simulation, out: &mut dyn Write) -> io::R
     let bytes = bytes_of_transfers(plan, simulation);
     let streams: Vec<Vec<StreamId>> = plan.ranks.iter().map(|rank| rank_streams(&rank.items)).collect();
     for rank in 0..plan.ranks.len() {
-        write_rank(plan, simulation, rank, &streams[rank], &bytes[rank], &mut events)?;
+        write_names(plan, rank, &streams[rank], &mut events)?;
+        write_items(plan, simulation, rank, &Texts { ops: &ops, streams: &streams, bytes: &bytes }, &mut events)?;
     }
     // Last, so that the slices that they join are there.
-    for (number, transfer) in simulation.transfers.iter().enumerate() {
-        for (phase, (rank, item)) in [("s", transfer.send), ("f", transfer.receive)] {
-            let start = simulation.ranks[rank as usize].items[item as usize].start;
-            let stream = plan.ranks[rank as usize].items[item as usize].0.stream();
-            let thread = thread_of(&streams[rank as usize], stream);
-            events.add(format_args!(
-                "{{\"name\":\"message\",\"cat\":\"message\",\"ph\":\"{phase}\",\"bp\":\"e\",\"id\":{number},\"ts\":{},\
-                 \"pid\":{},\"tid\":{thread}}}",
-                Micros(start),
-                pid(rank as usize),
-            ))?;
-        }
-    }
+    write_arrows(plan, simulation, &streams, &mut events)?;
     events.out.write_all(b"\n]}\n")
 }
 
-fn write_rank(
+/// What is worked out once: by program and op, by rank, by rank and item.
+struct Texts<'a> {
+    ops: &'a [Vec<OpText>],
+    streams: &'a [Vec<StreamId>],
+    bytes: &'a [Vec<Option<Bytes>>],
+}
+
+fn write_items(
     plan: &Plan,
     simulation: &Simulation,
     rank: usize,
-    streams: &[StreamId],
-    bytes: &[Option<Bytes>],
+    texts: &Texts,
     events: &mut Events,
 ) -> io::Result<()> {
-    let items = &plan.ranks[rank].items;
-    write_names(plan, rank, streams, events)?;
     let timing = &simulation.ranks[rank];
-    for (index, (item, span)) in items.iter().zip(&timing.items).enumerate() {
-        let task = item.0;
-        let thread = thread_of(streams, task.stream());
-        events.slice(rank, thread, &task.to_string(), category(task), *span, &task_args(task, index, bytes[index]))?;
-        if let Some(number) = timing.programs[index].map(|number| number as usize) {
-            let spans = &simulation.programs[number].ops;
-            write_program(rank, task, &plan.programs[number], spans, span.start, events)?;
+    for (index, (item, span)) in plan.ranks[rank].items.iter().zip(&timing.items).enumerate() {
+        let (task, thread) = (item.0, thread_of(&texts.streams[rank], item.0.stream()));
+        let args = task_args(task, index, texts.bytes[rank][index]);
+        events.slice(rank, thread, &task.to_string(), category(task), *span, &args)?;
+        let Some(program) = timing.programs[index].map(|number| number as usize) else { continue };
+        for (op, inside) in texts.ops[program].iter().zip(&simulation.programs[program].ops) {
+            let span = Span { start: span.start + inside.start, end: span.start + inside.end };
+            events.slice(rank, op.thread, &op.name, "op", span, &op.args(task))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_arrows(
+    plan: &Plan,
+    simulation: &Simulation,
+    streams: &[Vec<StreamId>],
+    events: &mut Events,
+) -> io::Result<()> {
+    for (number, transfer) in simulation.transfers.iter().enumerate() {
+        for (phase, (rank, item)) in [("s", transfer.send), ("f", transfer.receive)] {
+            let (rank, item) = (rank as usize, item as usize);
+            let start = Micros(simulation.ranks[rank].items[item].start);
+            let thread = thread_of(&streams[rank], plan.ranks[rank].items[item].0.stream());
+            events.add(format_args!(
+                "{{\"name\":\"message\",\"cat\":\"message\",\"ph\":\"{phase}\",\"bp\":\"e\",\"id\":{number},\"ts\":{start},\
+                 \"pid\":{},\"tid\":{thread}}}",
+                pid(rank),
+            ))?;
         }
     }
     Ok(())
@@ -94,26 +111,6 @@ fn write_names(plan: &Plan, rank: usize, streams: &[StreamId], events: &mut Even
     for (thread, name) in threads {
         events.name(rank, Some(thread), "thread_name", &json!({"name": name}))?;
         events.name(rank, Some(thread), "thread_sort_index", &json!({"sort_index": thread}))?;
-    }
-    Ok(())
-}
-
-fn write_program(
-    rank: usize,
-    task: Task,
-    program: &Program,
-    spans: &[Span],
-    start: Nanos,
-    events: &mut Events,
-) -> io::Result<()> {
-    for (op, span) in program.ops.iter().zip(spans) {
-        let thread = match op.stream() {
-            Stream::Compute => COMPUTE_THREAD,
-            Stream::Comm => EXCHANGE_THREAD,
-        };
-        let name = format!("{:?} {:?}", op.component, op.phase);
-        let span = Span { start: start + span.start, end: start + span.end };
-        events.slice(rank, thread, &name, "op", span, &op_args(task, op))?;
     }
     Ok(())
 }
@@ -151,25 +148,53 @@ fn task_args(task: Task, index: usize, bytes: Option<Bytes>) -> Value {
     Value::Object(args)
 }
 
-fn op_args(task: Task, op: &ProgramOp) -> Value {
-    let (stage, micro_batch) = match task {
-        Task::F(s, m) | Task::B(s, m) | Task::I(s, m) | Task::W(s, m) => (s, m),
-        Task::FB(f, _) if op.phase == Phase::F => f,
-        Task::FB(_, b) => b,
-        _ => return json!({}),
+/// What is the same in all runs of an op of a program: a plan has few programs, and runs them often.
+struct OpText {
+    thread: u32,
+    name: String,
+    forward: bool,
+    /// Members of its arguments, without the braces.
+    args: String,
+}
+
+fn op_text(op: &ProgramOp) -> OpText {
+    let thread = match op.stream() {
+        Stream::Compute => COMPUTE_THREAD,
+        Stream::Comm => EXCHANGE_THREAD,
     };
-    let mut args = json!({"stage": stage, "micro_batch": micro_batch, "unit": op.unit, "sms": op.sms});
-    match &op.work {
+    let work = match &op.work {
         Work::Compute(kernels) => {
-            args["flops"] = op.work.flops().0.into();
-            args["hbm_bytes"] = kernels.iter().map(|kernel| kernel.bytes).sum::<Bytes>().0.into();
+            let bytes: Bytes = kernels.iter().map(|kernel| kernel.bytes).sum();
+            format!("\"flops\":{},\"hbm_bytes\":{}", op.work.flops().0, bytes.0)
         }
         Work::Exchange { nvlink, network } => {
-            args["nvlink_bytes"] = nvlink.0.into();
-            args["network_bytes"] = network.0.into();
+            format!("\"nvlink_bytes\":{},\"network_bytes\":{}", nvlink.0, network.0)
         }
+    };
+    OpText {
+        thread,
+        name: format!("{:?} {:?}", op.component, op.phase),
+        forward: op.phase == Phase::F,
+        args: format!("\"unit\":{},\"sms\":{},{work}", op.unit, op.sms),
     }
-    args
+}
+
+impl OpText {
+    /// Arguments of the op in the run of one item.
+    fn args(&self, task: Task) -> String {
+        let chunk = match task.action() {
+            Some(Action::F(c) | Action::B(c) | Action::I(c) | Action::W(c)) => c,
+            Some(Action::FB(f, b)) => {
+                if self.forward {
+                    f
+                } else {
+                    b
+                }
+            }
+            None => return format!("{{{}}}", self.args),
+        };
+        format!("{{\"stage\":{},\"micro_batch\":{},{}}}", chunk.stage, chunk.micro_batch, self.args)
+    }
 }
 
 /// Bytes that each item sends or receives, by rank and item.
@@ -216,12 +241,20 @@ struct Events<'a> {
 }
 
 impl Events<'_> {
-    fn add(&mut self, event: std::fmt::Arguments) -> io::Result<()> {
+    fn add(&mut self, event: fmt::Arguments) -> io::Result<()> {
         let separator = if std::mem::take(&mut self.first) { "\n" } else { ",\n" };
         write!(self.out, "{separator}{event}")
     }
 
-    fn slice(&mut self, rank: usize, tid: u32, name: &str, cat: &str, span: Span, args: &Value) -> io::Result<()> {
+    fn slice(
+        &mut self,
+        rank: usize,
+        tid: u32,
+        name: &str,
+        cat: &str,
+        span: Span,
+        args: &dyn Display,
+    ) -> io::Result<()> {
         self.add(format_args!(
             "{{\"name\":{},\"cat\":\"{cat}\",\"ph\":\"X\",\"ts\":{},\"dur\":{},\"pid\":{},\"tid\":{tid},\"args\":{args}}}",
             Value::from(name),
@@ -243,8 +276,8 @@ impl Events<'_> {
 /// Nanoseconds, written as microseconds.
 struct Micros(Nanos);
 
-impl std::fmt::Display for Micros {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ns = self.0.0;
         write!(f, "{}.{:03}", ns / 1000, ns % 1000)
     }

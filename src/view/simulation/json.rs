@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Simulated;
 use crate::ir::{Phase, ProgramKind};
+use crate::sim::memory::Need;
 use crate::sim::{Activity, Cause, Rates, Reason, Relief};
 
 #[derive(Serialize)]
@@ -87,6 +88,8 @@ struct Memory {
     peak_item: Option<u32>,
     peak_kinds: Vec<Kind>,
     chunks_held: u32,
+    need_bytes: u64,
+    need: NeedJson,
     relief: Option<ReliefJson>,
 }
 
@@ -97,8 +100,17 @@ struct Kind {
 }
 
 #[derive(Serialize)]
+struct NeedJson {
+    state_bytes: u64,
+    activations_bytes: u64,
+    messages_bytes: u64,
+    exchange_bytes: u64,
+}
+
+#[derive(Serialize)]
 struct ReliefJson {
     over_bytes: u64,
+    over_at_peak_bytes: u64,
     chunks_held: Option<u32>,
     chunks_that_fit: Option<u64>,
     shrink: Vec<Shrink>,
@@ -141,7 +153,7 @@ pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result
         exposed_share: simulated.share(|rank| rank.exposed),
         bubble_share: simulated.share(|rank| rank.bubble),
         memory_limit_bytes: plan.machine.memory.0,
-        fits: memory.iter().all(|rank| rank.peak <= plan.machine.memory),
+        fits: memory.iter().all(|rank| rank.need.total() <= plan.machine.memory),
         fullest_rank: simulated.fullest(),
         programs: (0..plan.programs.len()).map(|program| program_json(simulated, program)).collect(),
         ranks: (0..plan.ranks.len())
@@ -218,14 +230,23 @@ fn wait_json(wait: &crate::sim::Wait) -> Wait {
 
 fn memory_json(simulated: &Simulated, rank: usize) -> Memory {
     let memory = &simulated.memory[rank];
+    let Need { state, activations, messages, exchange } = memory.need;
     Memory {
         peak_bytes: memory.peak.0,
         peak_at_ns: memory.at.0,
         peak_item: memory.item,
         peak_kinds: memory.kinds.iter().map(|(kind, bytes)| Kind { kind: kind.to_string(), bytes: bytes.0 }).collect(),
         chunks_held: memory.chunks,
+        need_bytes: memory.need.total().0,
+        need: NeedJson {
+            state_bytes: state.0,
+            activations_bytes: activations.0,
+            messages_bytes: messages.0,
+            exchange_bytes: exchange.0,
+        },
         relief: Relief::new(memory, simulated.plan.machine.memory).map(|relief| ReliefJson {
             over_bytes: relief.over.0,
+            over_at_peak_bytes: relief.over_at_peak.0,
             chunks_held: relief.chunks.map(|(held, _)| held),
             chunks_that_fit: relief.chunks.map(|(_, fit)| fit),
             shrink: relief.kinds.iter().map(|(kind, by)| Shrink { kind: kind.to_string(), by: *by }).collect(),

@@ -23,7 +23,7 @@ pub struct Simulated<'a> {
 impl Simulated<'_> {
     /// The rank that needs most memory; the first of several.
     fn fullest(&self) -> usize {
-        (0..self.memory.len()).rev().max_by_key(|&rank| self.memory[rank].peak).unwrap_or(0)
+        (0..self.memory.len()).rev().max_by_key(|&rank| self.memory[rank].need.total()).unwrap_or(0)
     }
 
     /// A time of all ranks together, as a share of their steps.

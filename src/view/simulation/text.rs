@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
 use super::Simulated;
 use crate::sim::{Activity, RankTiming, Rates, Relief, Wait};
 use crate::units::{Bytes, Nanos};
 use crate::view::numbers::{count, grouped, percent};
+use crate::view::table::{align_right, new as new_table};
 
 /// With more ranks than this, only those that say something are listed.
 const LISTED_RANKS: usize = 16;
@@ -64,7 +63,7 @@ fn headline(simulated: &Simulated) -> String {
         origin.schedule,
         count(u64::from(plan.layout.ranks), "rank"),
         count(origin.gpus, "GPU"),
-        count(u64::from(plan.layout.micro_batches), "micro-batch").replace("batchs", "batches"),
+        count(u64::from(plan.layout.micro_batches), "micro-batch"),
     );
     let mut line = |name: &str, value: &str, more: &str| {
         // The value is padded outside the bold, so that a line with nothing more has no trailing spaces.
@@ -103,8 +102,8 @@ fn headline(simulated: &Simulated) -> String {
     if let Some(most) = memory.get(fullest) {
         let item = most.item.and_then(|item| plan.ranks[fullest].items.get(item as usize));
         let when = item.map_or(String::new(), |item| format!(", at {} with {}", most.at, item.0));
-        let more = format!("of {}; rank {fullest}{when}", plan.machine.memory);
-        line("peak memory", &most.peak.to_string(), &more);
+        let more = format!("of {} on rank {fullest}; most in use is {}{when}", plan.machine.memory, most.peak);
+        line("memory", &most.need.total().to_string(), &more);
     }
     let certificate = plan.timetable;
     let gap = certificate.makespan.saturating_sub(certificate.lower_bound);
@@ -126,7 +125,7 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
     let ranks = &simulated.simulation.ranks;
     let step = simulated.simulation.step.as_f64();
     let listed = listed_ranks(simulated);
-    let columns = ["rank", "stages", "busy", "comm", "exposed", "bubble", "peak memory", "waits mostly for"];
+    let columns = ["rank", "stages", "busy", "comm", "exposed", "bubble", "memory", "waits mostly for"];
     let mut table = new_table(&columns, width);
     for &rank in &listed {
         let (timing, memory) = (&ranks[rank], &simulated.memory[rank]);
@@ -138,7 +137,7 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
             share(timing.communication),
             share(timing.exposed),
             share(timing.bubble),
-            memory.peak.to_string(),
+            memory.need.total().to_string(),
             timing.waits.first().map_or(String::new(), |wait| wait_text(wait, timing.bubble)),
         ]);
     }
@@ -147,17 +146,17 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
     if listed.len() < ranks.len() {
         let others = (0..ranks.len()).filter(|rank| !listed.contains(rank));
         let bubbles: Vec<Nanos> = others.clone().map(|rank| ranks[rank].bubble).collect();
-        let peaks: Vec<Bytes> = others.map(|rank| simulated.memory[rank].peak).collect();
+        let needs: Vec<Bytes> = others.map(|rank| simulated.memory[rank].need.total()).collect();
         let share = |time: Option<&Nanos>| percent(time.copied().unwrap_or_default().as_f64(), step);
-        let peak = |bytes: Option<&Bytes>| bytes.copied().unwrap_or_default();
+        let bytes = |bytes: Option<&Bytes>| bytes.copied().unwrap_or_default();
         let _ = writeln!(
             text,
-            "{} more: bubble {} to {}, peak memory {} to {}. `--rank N` shows one, `--json` all.",
+            "{} more: bubble {} to {}, memory {} to {}. `--rank N` shows one, `--json` all.",
             count(bubbles.len() as u64, "rank"),
             share(bubbles.iter().min()),
             share(bubbles.iter().max()),
-            peak(peaks.iter().min()),
-            peak(peaks.iter().max()),
+            bytes(needs.iter().min()),
+            bytes(needs.iter().max()),
         );
     }
     text
@@ -171,7 +170,7 @@ fn listed_ranks(simulated: &Simulated) -> BTreeSet<usize> {
     }
     let (mut idle, mut full) = (all.clone(), all.clone());
     idle.sort_by_key(|&rank| std::cmp::Reverse(simulated.simulation.ranks[rank].bubble));
-    full.sort_by_key(|&rank| std::cmp::Reverse(simulated.memory[rank].peak));
+    full.sort_by_key(|&rank| std::cmp::Reverse(simulated.memory[rank].need.total()));
     let ends = [0, all.len() - 1];
     let extremes = idle.into_iter().take(EXTREMES).chain(full.into_iter().take(EXTREMES));
     extremes.chain(ends).collect()
@@ -225,7 +224,17 @@ fn memory_table(simulated: &Simulated, rank: usize, width: usize) -> String {
     }
     table.add_row(vec!["all".to_owned(), memory.peak.to_string(), percent(memory.peak.as_f64(), limit)]);
     align_right(&mut table, &[1, 2]);
-    format!("{table}\nActivations of {} are held then.\n", count(u64::from(memory.chunks), "chunk"))
+    let need = memory.need;
+    format!(
+        "{table}\nActivations of {} are held then.\nNeeded in all: {} ({} state, {} activations, {} message buffers, {} \
+         all-to-all).\n",
+        count(u64::from(memory.chunks), "chunk"),
+        need.total(),
+        need.state,
+        need.activations,
+        need.messages,
+        need.exchange,
+    )
 }
 
 /// What would make the rank fit; nothing if it does.
@@ -233,12 +242,17 @@ fn relief(simulated: &Simulated, rank: usize) -> String {
     let limit = simulated.plan.machine.memory;
     let Some(memory) = simulated.memory.get(rank) else { return String::new() };
     let Some(relief) = Relief::new(memory, limit) else { return String::new() };
-    let need = memory.peak;
+    let need = memory.need.total();
     let mut text =
         format!("\n{BAD}It does not fit{BAD:#}: rank {rank} needs {need}, {} more than {limit}.\n", relief.over);
-    let others = simulated.memory.iter().filter(|rank| rank.peak > limit).count().saturating_sub(1);
+    let others = simulated.memory.iter().filter(|rank| rank.need.total() > limit).count().saturating_sub(1);
     if others > 0 {
         let _ = writeln!(text, "  Ranks that need too much besides: {}.", grouped(others as u64));
+    }
+    if relief.over_at_peak == Bytes::ZERO {
+        let _ =
+            writeln!(text, "  At most {} are live at once; it is the message rings that are too large.", memory.peak);
+        return text;
     }
     if let Some((held, fit)) = relief.chunks {
         let _ =
@@ -274,22 +288,5 @@ fn rate(value: f64) -> String {
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
         v => grouped(v.round() as u64),
-    }
-}
-
-fn new_table(columns: &[&str], width: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
-    table.set_header(columns.iter().map(|column| Cell::new(*column)).collect::<Vec<_>>());
-    table
-}
-
-fn align_right(table: &mut Table, columns: &[usize]) {
-    for &column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
 }
