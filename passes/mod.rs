@@ -55,6 +55,7 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     let split = split::split(job, &lowered);
     let options = overlap::Options {
         communication_sms: training.communication_sms,
+        order: training.overlap,
         pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
     let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
