@@ -8,7 +8,9 @@ mod list;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost};
+use crate::ir::{
+    Chunk, Component, Hops, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost,
+};
 use crate::machine::Machine;
 use crate::passes::split::SplitStage;
 use crate::sim::time_program;
@@ -80,15 +82,15 @@ pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, option
 }
 
 impl Overlapped {
-    /// The pipeline problem that these programs pose. `hop` is the time of a message between ranks.
-    pub fn problem(&self, layout: Layout, hop: Nanos) -> Problem {
+    /// The pipeline problem that these programs pose.
+    pub fn problem(&self, layout: Layout, hops: Hops) -> Problem {
         let time = |program: u32| self.durations[program as usize];
         let cost = |p: &StagePrograms| StageCost { f: time(p.f), i: time(p.i), w: time(p.w), b: time(p.b) };
         Problem {
             layout,
             stages: self.stages.iter().map(cost).collect(),
             pair: PairCost::Table(self.pairs.iter().map(|(&pair, &program)| (pair, time(program))).collect()),
-            hop,
+            hops,
         }
     }
 }
