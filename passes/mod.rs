@@ -59,7 +59,7 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     };
     let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
 
-    let stages = emit::stages(job, &lowered, &split, &overlapped);
+    let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let hop = hop(job, &machine, &lowered.layout, &stages);
     let problem = overlapped.problem(lowered.layout, hop);
     let timetable = pipeline::generate(training.schedule, &lowered.layout)?;

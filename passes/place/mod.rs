@@ -87,7 +87,7 @@ fn place_rank(input: &Input, messages: &Messages, reduce_order: &[u32], rank: u3
         sends: BTreeMap::new(),
         received: BTreeMap::new(),
     };
-    let receives = receive_positions(messages, rank, actions.len());
+    let receives = receives(messages, rank, actions.len());
     let reduces = reduce_positions(layout, actions, reduce_order, rank);
     let mut next_reduce = reduces.iter().peekable();
     let mut reduced: BTreeMap<u32, u32> = BTreeMap::new();
@@ -157,16 +157,10 @@ fn inputs(layout: &Layout, action: Action) -> impl Iterator<Item = (bool, ChunkI
 }
 
 /// For each action the receives in front of it, as (peer, number of the message).
-fn receive_positions(messages: &Messages, rank: u32, actions: usize) -> Vec<Vec<(u32, usize)>> {
+fn receives(messages: &Messages, rank: u32, actions: usize) -> Vec<Vec<(u32, usize)>> {
     let mut positions = vec![Vec::new(); actions];
     for (&(from, _), channel) in messages.channels.iter().filter(|((_, to), _)| *to == rank) {
-        let mut first_reader = actions;
-        let mut at = vec![0; channel.len()];
-        for (number, message) in channel.iter().enumerate().rev() {
-            first_reader = first_reader.min(message.reader);
-            at[number] = first_reader;
-        }
-        for (number, position) in at.into_iter().enumerate() {
+        for (number, position) in messages::receive_positions(channel).into_iter().enumerate() {
             positions[position].push((from, number));
         }
     }
