@@ -73,7 +73,7 @@ pub(super) fn head(job: &Job) -> UnitWork {
         held: Held {
             f_to_i: entry(until_i + Dtype::Bf16.bytes(stream)),
             f_to_w: entry(until_w + precision.head.bytes(logits)),
-            i_to_w: entry(from_i),
+            i_to_w: if from_i > 0 { entry(from_i) } else { BTreeMap::new() },
         },
         exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
         parameters: UnitParameters { shared: local_parameters(&linear, sizes.tp) + sizes.hidden, expert: 0 },
