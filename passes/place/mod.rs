@@ -3,8 +3,9 @@
 //!
 //! A send is launched right behind the action that makes its data. Receives are launched in the order of the sends, each
 //! in front of the first action that reads it or a later message. Every ring has the fewest slots with which the replayed
-//! timetable never waits for a buffer; since the replay is one way to run everything without waiting in a circle, the
-//! plan cannot deadlock.
+//! timetable never waits for a buffer. The plan cannot deadlock: at the replay's times, with each message passing at the
+//! moment of its arrival, everything comes after what it waits for, and a message strictly after its maker and the reader
+//! that frees its slot; a circle of waits would have to go through a message.
 
 mod messages;
 mod rings;
@@ -25,7 +26,8 @@ pub struct Input<'a> {
     pub timetable: &'a Timetable,
     /// Their times.
     pub replay: &'a Replay,
-    /// Time of a message between ranks, as in the replay.
+    /// Time of a message between ranks, as in the replay. Not zero where actions take no time: else the replay's moments
+    /// do not order what happens on different ranks.
     pub hop: Nanos,
     /// Sizes, by stage.
     pub stages: &'a [PlanStage],
