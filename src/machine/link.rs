@@ -44,11 +44,12 @@ impl LinkModel {
         }
     }
 
-    /// How long `bytes` take with `sms` SMs; nothing if there is nothing to send.
+    /// How long `bytes` take with `sms` SMs; nothing if there is nothing to send, else at least a nanosecond, so that times
+    /// alone say that what was sent comes before what was received.
     pub fn duration(&self, bytes: Bytes, sms: u32) -> Nanos {
         if bytes == Bytes::ZERO {
             return Nanos::ZERO;
         }
-        self.latency + Nanos::from_secs(bytes.as_f64() / self.rate(sms))
+        (self.latency + Nanos::from_secs(bytes.as_f64() / self.rate(sms))).max(Nanos(1))
     }
 }
