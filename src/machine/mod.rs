@@ -51,7 +51,10 @@ pub struct Machine {
     pub bf16_flop_s: f64,
     /// Sustained FLOP/s of long bf16 products.
     pub bf16_gemm_flop_s: f64,
-    /// Sustained FLOP/s of FP8 products by inner dimension: points, ascending; straight lines between, flat outside.
+    /// Peak of dense FP8 products, FLOP/s; zero where the GPU has none. See [`FP8_GEMM_EFFICIENCY`].
+    pub fp8_flop_s: f64,
+    /// Measured FLOP/s of FP8 products by inner dimension, in place of what follows from the peak: points, ascending;
+    /// straight lines between, flat outside.
     pub fp8_gemm_flop_s: Vec<(u32, f64)>,
     /// Sustained FLOP/s of fused attention, forward.
     pub attention_forward_flop_s: f64,
@@ -83,10 +86,8 @@ impl Machine {
             memory: Bytes((memory_limit_gb.unwrap_or(gpu.memory_gb) * 1e9) as u64),
             bf16_flop_s: gpu.bf16_tflops * 1e12,
             bf16_gemm_flop_s: or(measured.bf16_gemm_tflops, gpu.bf16_tflops * BF16_GEMM_EFFICIENCY),
-            fp8_gemm_flop_s: match measured.fp8_gemm_tflops.is_empty() {
-                true => fp8_points(gpu.fp8_tflops.unwrap_or(0.0)),
-                false => measured.fp8_gemm_tflops.iter().map(|&(depth, tflops)| (depth, tflops * 1e12)).collect(),
-            },
+            fp8_flop_s: gpu.fp8_tflops.unwrap_or(0.0) * 1e12,
+            fp8_gemm_flop_s: measured.fp8_gemm_tflops.iter().map(|&(depth, tflops)| (depth, tflops * 1e12)).collect(),
             attention_forward_flop_s: or(
                 measured.attention_forward_tflops,
                 gpu.bf16_tflops * ATTENTION_FORWARD_EFFICIENCY,
@@ -129,7 +130,10 @@ impl Machine {
         Some(match rate {
             Rate::Gemm { dtype: Dtype::Fp8, depth } => match self.fp8_gemm_flop_s.first() {
                 Some(&(first, _)) => at(&self.fp8_gemm_flop_s, depth.max(first)),
-                None => 0.0,
+                None => {
+                    let depth = f64::from(depth);
+                    self.fp8_flop_s * FP8_GEMM_EFFICIENCY * depth / (depth + FP8_GEMM_DEPTH)
+                }
             },
             Rate::Gemm { dtype: Dtype::Bf16, .. } => self.bf16_gemm_flop_s,
             Rate::Gemm { dtype: Dtype::Fp32, .. } => self.bf16_flop_s * FP32_SHARE,
@@ -169,15 +173,4 @@ impl Machine {
         let last = (u128::from(r.max(q)) + 1) * gpus - 1;
         first / node == last / node
     }
-}
-
-/// The model's curve for FP8 products, as points: inner dimensions 64, 96, 128, 192, … to 2^20, close enough that straight
-/// lines between are within 1 % of it. See [`FP8_GEMM_EFFICIENCY`].
-fn fp8_points(peak_tflops: f64) -> Vec<(u32, f64)> {
-    let rate = |depth: u32| {
-        let length = f64::from(depth);
-        (depth, peak_tflops * 1e12 * FP8_GEMM_EFFICIENCY * length / (length + FP8_GEMM_DEPTH))
-    };
-    let halves = (6..20).flat_map(|power| [1 << power, 3 << (power - 1)]);
-    halves.chain([1 << 20]).map(rate).collect()
 }

@@ -1,6 +1,7 @@
 //! What a chunk program must contain: the ops that each unit of a stage calls for in each phase, in one table.
 
 use crate::ir::{Component, Phase, Unit};
+use crate::plan::Origin;
 
 /// Ops that a component may have in one phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ const NONE: Ops = Ops { compute: (0, 0), exchange: (0, 0) };
 const ONE: Ops = Ops { compute: (1, 1), exchange: (0, 0) };
 /// One kernel op; where weights are cut over tensor-parallel GPUs, also the exchanges that join their results.
 const TP: Ops = Ops { compute: (1, 1), exchange: (0, EXCHANGES) };
+/// No kernel; where weights are cut over tensor-parallel GPUs, the exchange that brings each what it must see.
+const JOIN: Ops = Ops { compute: (0, 0), exchange: (0, EXCHANGES) };
 /// One all-to-all, which does all there is: router and permutations are part of attention and MLP.
 const A2A: Ops = Ops { compute: (0, 0), exchange: (1, 1) };
 /// Far more exchanges than any way to cut an op's weights needs.
@@ -32,9 +35,9 @@ const EXCHANGES: u32 = 16;
 /// A component of a unit: its ops in F, I and W.
 pub type Row = (Component, Ops, Ops, Ops);
 
-/// The embedding. Nothing before it wants a gradient, so it has no I.
+/// The embedding. Nothing before it wants a gradient, so I computes nothing.
 ///                                                F    I     W
-const EMBEDDING: &[Row] = &[(Component::Embedding, TP, NONE, ONE)];
+const EMBEDDING: &[Row] = &[(Component::Embedding, TP, JOIN, ONE)];
 /// A layer with a dense MLP.
 const DENSE: &[Row] = &[(Component::Attention, TP, TP, ONE), (Component::Mlp, TP, TP, ONE)];
 /// A layer with experts.
@@ -60,18 +63,24 @@ pub fn rows(unit: Unit, modules_have_experts: bool) -> &'static [Row] {
     }
 }
 
-/// What a row allows in a phase, under a number of tensor-parallel GPUs.
-pub fn ops(row: &Row, phase: Phase, tensor_parallel: u32) -> Ops {
+/// What a row allows in a phase. Over one tensor-parallel GPU there is nothing to join, over one expert-parallel GPU nothing
+/// to send.
+pub fn ops(row: &Row, phase: Phase, origin: &Origin) -> Ops {
     let ops = match phase {
         Phase::F => row.1,
         Phase::I => row.2,
         Phase::W => row.3,
     };
-    if ops == TP && tensor_parallel <= 1 { ONE } else { ops }
+    match ops {
+        TP if origin.tp <= 1 => ONE,
+        JOIN if origin.tp <= 1 => NONE,
+        A2A if origin.ep <= 1 => NONE,
+        _ => ops,
+    }
 }
 
-/// Whether the component hands something from I to W in such a unit: it has both. All that a module can be has both for its
+/// Whether the component hands something from I to W in such a unit: both compute. All that a module can be does so in its
 /// attention and MLP.
 pub fn hands_over(unit: Unit, component: Component) -> bool {
-    rows(unit, true).iter().any(|row| row.0 == component && !row.2.is_none() && !row.3.is_none())
+    rows(unit, true).iter().any(|row| row.0 == component && row.2.compute.1 > 0 && row.3.compute.1 > 0)
 }

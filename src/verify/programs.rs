@@ -133,7 +133,7 @@ impl Question {
             let before = groups.len();
             for (unit, &of) in (0..).zip(&plan.stages[stage as usize].units) {
                 for row in grammar::rows(of, modules_have_experts) {
-                    let allowed = grammar::ops(row, phase, plan.origin.tp);
+                    let allowed = grammar::ops(row, phase, &plan.origin);
                     if !allowed.is_none() {
                         groups.push(Group { phase, unit, component: row.0, of, allowed, ops: Vec::new() });
                     }

@@ -18,6 +18,7 @@ pub fn machine() -> Machine {
         memory: Bytes(1_000_000),
         bf16_flop_s: 1e12,
         bf16_gemm_flop_s: 1e12,
+        fp8_flop_s: 1e12,
         fp8_gemm_flop_s: vec![(64, 1e12)],
         attention_forward_flop_s: 1e12,
         attention_backward_flop_s: 1e12,

@@ -307,3 +307,16 @@ fn modules_with_experts_and_without() {
     }
     finds(&plan, &[]);
 }
+
+/// One expert-parallel GPU has all experts: nothing is dispatched.
+#[test]
+fn experts_that_are_all_there_are_sent_nothing() {
+    let mut plan = linear();
+    plan.origin.ep = 1;
+    let violations = verify(&plan).violations;
+    assert!(!violations.is_empty());
+    for violation in violations {
+        assert_eq!(violation.rule, Rule::ProgramContent);
+        assert!(violation.message.contains("does not belong"), "{violation}");
+    }
+}
