@@ -55,11 +55,12 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     let split = split::split(job, &lowered);
     let options = overlap::Options {
         communication_sms: training.communication_sms,
+        order: training.overlap,
         pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
     let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
 
-    let stages = emit::stages(job, &lowered, &split, &overlapped);
+    let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let problem = overlapped.problem(lowered.layout, hops(job, &machine, &lowered.layout, &stages));
     let timetable = pipeline::generate(training.schedule, &lowered.layout)?;
     let replay = pipeline::replay(&problem, &timetable)?;

@@ -9,6 +9,10 @@ mod plan_run;
 
 #[path = "verify/between_ranks.rs"]
 mod between_ranks;
+#[path = "verify/command.rs"]
+mod command;
+#[path = "verify/compiled.rs"]
+mod compiled;
 #[path = "verify/in_programs.rs"]
 mod in_programs;
 #[path = "verify/mutated.rs"]

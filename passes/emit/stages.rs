@@ -1,10 +1,12 @@
 //! What each stage weighs on one GPU: parameters, gradients, optimizer state, and the work of synchronising them.
 
-use crate::ir::{Kernel, Layout, Rate, Unit, Work};
+use crate::ir::{Kernel, Rate, Unit, Work};
 use crate::job::Job;
+use crate::machine::Machine;
 use crate::passes::lower::Lowered;
 use crate::passes::overlap::Overlapped;
 use crate::passes::split::SplitStage;
+use crate::passes::unit_work::embedding_parameters;
 use crate::plan::PlanStage;
 use crate::units::{Bytes, Flops};
 
@@ -12,7 +14,13 @@ use crate::units::{Bytes, Flops};
 ///
 /// A second copy of the embedding is counted where an MTP module (which embeds the next token) or a tied head stands on
 /// ranks that do not hold the embedding; its gradient's exchange is part of the stage's reduction.
-pub fn stages(job: &Job, lowered: &Lowered, split: &[SplitStage], overlapped: &Overlapped) -> Vec<PlanStage> {
+pub fn stages(
+    job: &Job,
+    machine: &Machine,
+    lowered: &Lowered,
+    split: &[SplitStage],
+    overlapped: &Overlapped,
+) -> Vec<PlanStage> {
     let precision = &job.model.precision;
     lowered
         .stages
@@ -21,8 +29,9 @@ pub fn stages(job: &Job, lowered: &Lowered, split: &[SplitStage], overlapped: &O
         .zip(&overlapped.stages)
         .enumerate()
         .map(|(number, ((stage, split), programs))| {
-            let shared = split.parameters.shared + copied_embedding(job, lowered, number);
-            let groups = Groups::new(job, &lowered.layout);
+            let shared = (split.parameters.shared + copied_embedding(job, lowered, number))
+                .saturating_sub(shared_embedding(job, &stage.units));
+            let groups = Groups::new(job, machine, &lowered.layout.holders(number as u32));
             let shares = [(shared, groups.shared), (split.parameters.expert, groups.expert)];
             let owned: u64 = shares
                 .iter()
@@ -63,12 +72,17 @@ fn copied_embedding(job: &Job, lowered: &Lowered, number: usize) -> u64 {
     let layout = &lowered.layout;
     let units = &lowered.stages[number].units;
     let has_mtp = units.iter().any(|unit| matches!(unit, Unit::Mtp(_)));
-    let table = u64::from(job.model.vocabulary).div_ceil(u64::from(job.training.tp)) * u64::from(job.model.hidden);
     let with_embedding = layout.holders(number as u32).iter().all(|&rank| layout.stages_of(rank).contains(&0));
-    // A tied head's matrix is counted with the head, and serves a module beside it too. Where the embedding itself is on
-    // the rank, the head's own matrix is one too many; that is left as the safe side.
+    // A tied head's matrix is counted with the head, and serves a module beside it too.
     let has_table = job.model.tied_embedding && units.contains(&Unit::Head);
-    if has_mtp && !with_embedding && !has_table { table } else { 0 }
+    if has_mtp && !with_embedding && !has_table { embedding_parameters(job) } else { 0 }
+}
+
+/// Parameters of a tied head's matrix on the stage of the embedding itself, where they are counted already. On another
+/// stage of the same rank they are a copy, so that each stage's gradients are complete by themselves.
+fn shared_embedding(job: &Job, units: &[Unit]) -> u64 {
+    let both = units.contains(&Unit::Embedding) && units.contains(&Unit::Head);
+    if job.model.tied_embedding && both { embedding_parameters(job) } else { 0 }
 }
 
 /// The GPUs that hold the same parameters.
@@ -94,16 +108,24 @@ struct Groups {
 
 impl Groups {
     /// A pipeline rank's dp × tp GPUs are numbered with tensor-parallel peers next to each other, then expert-parallel
-    /// peers; nodes are filled in that order. The second copy of a bidirectional placement is on other nodes.
-    fn new(job: &Job, layout: &Layout) -> Self {
+    /// peers; nodes are filled in that order. `holders`: the pipeline ranks that hold the stage, one or two.
+    fn new(job: &Job, machine: &Machine, holders: &[u32]) -> Self {
         let training = &job.training;
         let (dp, tp, ep) = (u64::from(training.dp), u64::from(training.tp), u64::from(training.ep));
         let node = u64::from(job.cluster.gpus_per_node);
-        let copies = layout.holders(0).len() as u64;
+        let copies = holders.len() as u64;
+        let same_node = match holders {
+            [a, b] => machine.ranks_share_node(dp * tp, *a, *b),
+            _ => true,
+        };
         let spread = |all: u64, apart: u64| {
             // `apart`: distance between two GPUs with the same parameters.
             let local = (node / apart).clamp(1, all);
-            Replicas { local, groups: all.div_ceil(local) * copies }
+            match same_node {
+                // One rank; or two on one node, so each is within it.
+                true => Replicas { local: local * copies, groups: all.div_ceil(local) },
+                false => Replicas { local, groups: all.div_ceil(local) * copies },
+            }
         };
         Self { shared: spread(dp, tp), expert: spread((dp * tp / ep).max(1), ep) }
     }

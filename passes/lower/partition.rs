@@ -32,7 +32,7 @@ pub fn partition(costs: &[u64], parts: usize) -> Vec<usize> {
                 }
                 // Costs are nanoseconds below 2^63, but squares of sums may pass 2^128: saturate.
                 let squares = best[start].saturating_add(sum.saturating_mul(sum)).min(NONE - 1);
-                if squares <= next[end] && next[end] != 0 {
+                if squares <= next[end] {
                     next[end] = squares;
                     choice[end] = start as u32;
                 }

@@ -84,6 +84,21 @@ impl Messages {
     }
 }
 
+/// For each message of a channel the action in front of which it is received: the first that reads it or a later one.
+pub fn receive_positions(channel: &[Message]) -> Vec<usize> {
+    let mut first = usize::MAX;
+    let mut positions: Vec<usize> = channel
+        .iter()
+        .rev()
+        .map(|message| {
+            first = first.min(message.reader);
+            first
+        })
+        .collect();
+    positions.reverse();
+    positions
+}
+
 /// What an action makes for another chunk: (is a gradient, the chunk that made it, the rank that reads it).
 fn outputs(layout: &Layout, action: Action) -> Vec<(bool, ChunkId, u32)> {
     let next = |stage: u32, chunk: ChunkId| layout.rank_of(ChunkId::new(stage, chunk.micro_batch));

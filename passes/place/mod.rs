@@ -3,8 +3,9 @@
 //!
 //! A send is launched right behind the action that makes its data. Receives are launched in the order of the sends, each
 //! in front of the first action that reads it or a later message. Every ring has the fewest slots with which the replayed
-//! timetable never waits for a buffer; since the replay is one way to run everything without waiting in a circle, the
-//! plan cannot deadlock.
+//! timetable never waits for a buffer. The plan cannot deadlock: at the replay's times, with each message passing at the
+//! moment of its arrival, everything comes after what it waits for, and a message strictly after its maker and the reader
+//! that frees its slot; a circle of waits would have to go through a message.
 
 mod messages;
 mod rings;
@@ -21,7 +22,8 @@ use messages::Messages;
 /// What the pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// What the timetable solves.
+    /// What the timetable solves. Its hops must not be zero where actions take no time: else the replay's moments do not
+    /// order what happens on different ranks.
     pub problem: &'a Problem,
     /// The order of actions.
     pub timetable: &'a Timetable,
@@ -87,7 +89,7 @@ fn place_rank(input: &Input, messages: &Messages, reduce_order: &[u32], rank: u3
         sends: BTreeMap::new(),
         received: BTreeMap::new(),
     };
-    let receives = receive_positions(messages, rank, actions.len());
+    let receives = receives(messages, rank, actions.len());
     let reduces = reduce_positions(layout, actions, reduce_order, rank);
     let mut next_reduce = reduces.iter().peekable();
     let mut reduced: BTreeMap<u32, u32> = BTreeMap::new();
@@ -157,16 +159,10 @@ fn inputs(layout: &Layout, action: Action) -> impl Iterator<Item = (bool, ChunkI
 }
 
 /// For each action the receives in front of it, as (peer, number of the message).
-fn receive_positions(messages: &Messages, rank: u32, actions: usize) -> Vec<Vec<(u32, usize)>> {
+fn receives(messages: &Messages, rank: u32, actions: usize) -> Vec<Vec<(u32, usize)>> {
     let mut positions = vec![Vec::new(); actions];
     for (&(from, _), channel) in messages.channels.iter().filter(|((_, to), _)| *to == rank) {
-        let mut first_reader = actions;
-        let mut at = vec![0; channel.len()];
-        for (number, message) in channel.iter().enumerate().rev() {
-            first_reader = first_reader.min(message.reader);
-            at[number] = first_reader;
-        }
-        for (number, position) in at.into_iter().enumerate() {
+        for (number, position) in messages::receive_positions(channel).into_iter().enumerate() {
             positions[position].push((from, number));
         }
     }

@@ -1,11 +1,12 @@
 //! How many slots each ring of a rank needs.
 
-use super::messages::{Message, Messages};
+use super::messages::{Message, Messages, receive_positions};
 use super::{Input, ring};
 use crate::plan::{Ring, RingOf};
 use crate::units::{Bytes, Nanos};
 
-/// The rings of `rank`, each with the fewest slots that never make the replayed timetable wait.
+/// The rings of `rank`, each with the fewest slots that never make the replayed timetable wait. Where actions take no time
+/// at all, moments alone do not say which comes first: the order of the rank's list must find a free slot too.
 pub fn rings(input: &Input, messages: &Messages, rank: u32) -> Vec<Ring> {
     let mut rings = Vec::new();
     let spans = &input.replay.spans;
@@ -22,13 +23,17 @@ pub fn rings(input: &Input, messages: &Messages, rank: u32) -> Vec<Ring> {
             // Taken when the transfer can start, free when its reader has ended.
             let taken: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).end).collect();
             let freed: Vec<Nanos> = (0..channel.len()).map(|k| reader(k).end).collect();
-            rings.push(ring(RingOf::Inbox(from), slots(&taken, &freed, false), bytes));
+            let readers: Vec<usize> = channel.iter().map(|message| message.reader).collect();
+            let in_order = slots(&receive_positions(channel), &readers, true);
+            rings.push(ring(RingOf::Inbox(from), slots(&taken, &freed, false).max(in_order), bytes));
         }
         if from == rank {
             // Taken when its maker starts, free when the transfer has ended.
             let taken: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).start).collect();
             let freed: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).end + hop(&channel[k])).collect();
-            rings.push(ring(RingOf::Outbox(to), slots(&taken, &freed, false), bytes));
+            let makers: Vec<usize> = channel.iter().map(|message| message.maker).collect();
+            let in_order = slots(&makers, &makers, true);
+            rings.push(ring(RingOf::Outbox(to), slots(&taken, &freed, false).max(in_order), bytes));
         }
     }
     for (&(_, gradient, stage), handoffs) in messages.handoffs.iter().filter(|((at, ..), _)| *at == rank) {

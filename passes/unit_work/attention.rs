@@ -6,13 +6,13 @@ use super::kernels::{self, Product, Setting, compute, local_shape, memory, produ
 use super::{Part, Rest, Sizes, UnitOp, UnitParameters};
 use crate::ir::{Component, Held, Kernel, Rate};
 use crate::job::Job;
-use crate::job::arithmetic::{AttentionShape, Linear};
+use crate::job::arithmetic::{AttentionShape, Cut, Linear};
 use crate::job::model::Dtype;
 use crate::units::{Bytes, Flops};
 
 pub(super) fn attention(job: &Job, layer: u32) -> Part {
     let sizes = Sizes::new(job);
-    let shape = job.model.attention_shape();
+    let shape = shape(job, &sizes);
     let setting = setting(job, sizes.tokens);
     let recompute = job.training.recompute;
 
@@ -48,22 +48,58 @@ pub(super) fn attention(job: &Job, layer: u32) -> Part {
     i.push(norm(&sizes));
 
     let component = Component::Attention;
-    // Sequence parallelism: gather the tokens, compute a share of the heads, reduce back to a share of the tokens. The
-    // backward pass gathers the output gradient and, for W, the saved input.
+    // Sequence parallelism: gather the tokens, compute a share of the heads, reduce back to a share of the tokens. What is
+    // gathered is the stream or, behind matrices that are not cut, their (narrower) results. The backward pass gathers the
+    // output gradient and, for W, the stream once more, and reduces what was gathered.
     let values = sizes.tokens * sizes.hidden;
-    let wrap = |op: UnitOp, gathers: u64| -> Vec<UnitOp> {
-        let gather = tensor_collective(component, gathers * values, sizes.tp);
-        gather.into_iter().chain([op]).chain(tensor_collective(component, values, sizes.tp)).collect()
+    let stream = if gathers_stream(&shape) { values } else { 0 };
+    let latents: u64 = shape.down.iter().filter(|linear| linear.cut == Cut::Whole).map(|linear| linear.outputs).sum();
+    let gathered = stream + sizes.tokens * latents;
+    let wrap = |op: UnitOp, gathered: u64, reduced: u64| -> Vec<UnitOp> {
+        let gather = tensor_collective(component, gathered, sizes.tp);
+        gather.into_iter().chain([op]).chain(tensor_collective(component, reduced, sizes.tp)).collect()
     };
     Part {
-        f: wrap(compute(component, f), 1),
-        i: wrap(compute(component, i), 2),
+        f: wrap(compute(component, f), gathered, values),
+        i: wrap(compute(component, i), values + stream, gathered),
         w: vec![compute(component, w)],
         rest: Rest {
             held: held(job, &shape, &sizes),
             exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
             parameters: UnitParameters { shared: parameters(&shape, &sizes), expert: 0 },
         },
+    }
+}
+
+/// The shape of the attention, all GPUs together. Where more of them than there are key/value heads share it, each has a
+/// whole one: heads are repeated.
+fn shape(job: &Job, sizes: &Sizes) -> AttentionShape {
+    let mut shape = job.model.attention_shape();
+    let repeated = sizes.tp.saturating_sub(shape.kv_heads);
+    if repeated > 0 {
+        // Only grouped-query attention has fewer than `tp`, which divides the heads; its q, k and v are one product.
+        let width = shape.qk_dim + shape.value_dim;
+        shape.down.iter_mut().for_each(|linear| linear.outputs += repeated * width);
+        shape.kv_heads = sizes.tp;
+    }
+    shape
+}
+
+/// Whether a projection is cut and reads the stream, so that every GPU needs all tokens of it.
+fn gathers_stream(shape: &AttentionShape) -> bool {
+    shape.down.iter().any(|linear| linear.cut == Cut::Outputs)
+}
+
+/// Bytes of a normed stream that is kept for the weight gradient of the product that reads it: from F to I, from F to W,
+/// from I to W. `gathered`: the product needs all tokens; kept is a GPU's share, which I gathers. `again`: the norm is
+/// recomputed.
+pub(super) fn kept_input(sizes: &Sizes, dtype: Dtype, gathered: bool, again: bool) -> [u64; 3] {
+    let share = dtype.bytes(sizes.local_tokens * sizes.hidden);
+    let read = if gathered { dtype.bytes(sizes.tokens * sizes.hidden) } else { share };
+    match (again, gathered && sizes.tp > 1) {
+        (true, _) => [0, 0, read],
+        (false, true) => [share, 0, read],
+        (false, false) => [0, share, 0],
     }
 }
 
@@ -129,24 +165,20 @@ fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes) -> Held {
     if !recompute.mla_up || shape.up.is_empty() {
         until_i += core.bytes(core_inputs(shape, sizes));
     }
-    // The latents in front of the inner norms.
+    // The latents in front of the inner norms. A direct q projection makes no latent but q, which was counted above,
+    // unless the core's inputs are made again from what is kept here.
     if !shape.up.is_empty() {
-        let latents: u64 = shape.down.iter().map(|linear| local_values(linear, sizes).1).sum();
-        until_i += Dtype::Bf16.bytes(latents);
+        let kept = shape.down.iter().filter(|linear| recompute.mla_up || linear.cut == Cut::Whole);
+        until_i += Dtype::Bf16.bytes(kept.map(|linear| local_values(linear, sizes).1).sum());
     }
 
     let mut until_w = core.bytes(core_output(shape, sizes));
-    if !recompute.norms {
-        // The normed stream, kept as each GPU's share of the tokens.
-        until_w += products.bytes(sizes.local_tokens * sizes.hidden);
-        until_w += shape.up.iter().map(|linear| products.bytes(local_values(linear, sizes).0)).sum::<u64>();
-    }
-    // What was computed again in I is an input of W all the same, from I on.
-    let mut from_i = 0;
-    if recompute.norms {
-        from_i += products.bytes(sizes.local_tokens * sizes.hidden);
-        from_i += shape.up.iter().map(|linear| products.bytes(local_values(linear, sizes).0)).sum::<u64>();
-    }
+    let [kept_for_i, kept, mut from_i] = kept_input(sizes, products, gathers_stream(shape), recompute.norms);
+    until_i += kept_for_i;
+    until_w += kept;
+    // Normed latents are kept as gathered. What is computed again in I is an input of W all the same, from I on.
+    let normed = shape.up.iter().map(|linear| products.bytes(local_values(linear, sizes).0)).sum::<u64>();
+    *(if recompute.norms { &mut from_i } else { &mut until_w }) += normed;
     from_i += shape.linears().map(|linear| products.bytes(local_values(linear, sizes).1)).sum::<u64>();
 
     let entry = |bytes| BTreeMap::from([(Component::Attention, Bytes(bytes))]);

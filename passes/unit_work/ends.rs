@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::attention::{local_values, norm, setting};
+use super::attention::{kept_input, local_values, norm, setting};
 use super::kernels::{compute, local_parameters, memory, product, tensor_collective};
 use super::{Sizes, UnitOp, UnitParameters, UnitWork};
 use crate::ir::{Component, Held, Work};
@@ -11,7 +11,8 @@ use crate::job::arithmetic::{Cut, Linear};
 use crate::job::model::Dtype;
 use crate::units::Bytes;
 
-/// Token embedding: a look-up; its weight gradient adds to the rows that were used. Rows are cut by tensor parallelism.
+/// Token embedding: a look-up; its weight gradient adds to the rows that were used. Rows are cut by tensor parallelism,
+/// so each GPU looks up all tokens, and for W gets the gradients of all.
 pub(super) fn embedding(job: &Job) -> UnitWork {
     let sizes = Sizes::new(job);
     let dtype = job.model.precision.embedding;
@@ -23,12 +24,12 @@ pub(super) fn embedding(job: &Job) -> UnitWork {
     let f = [look_up].into_iter().chain(tensor_collective(component, values, sizes.tp)).collect();
     UnitWork {
         f,
-        i: Vec::new(),
+        i: tensor_collective(component, values, sizes.tp).into_iter().collect(),
         w: vec![compute(component, vec![accumulate])],
         held: Held {
             // Token numbers, and the gradient that arrives.
             f_to_w: BTreeMap::from([(component, Bytes(4 * sizes.tokens))]),
-            i_to_w: BTreeMap::from([(component, Bytes(dtype.bytes(sizes.local_tokens * sizes.hidden)))]),
+            i_to_w: BTreeMap::from([(component, Bytes(dtype.bytes(values)))]),
             ..Held::default()
         },
         exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
@@ -37,12 +38,12 @@ pub(super) fn embedding(job: &Job) -> UnitWork {
 }
 
 /// Rows of the embedding on one GPU.
-pub(super) fn embedding_parameters(job: &Job) -> u64 {
+pub(crate) fn embedding_parameters(job: &Job) -> u64 {
     u64::from(job.model.vocabulary).div_ceil(u64::from(job.training.tp)) * u64::from(job.model.hidden)
 }
 
 /// Final norm, output head and cross-entropy, once for the model and once for each MTP module. The logits' gradient is
-/// made in F, in place of the logits, and kept until W.
+/// made in F, in place of the logits, and kept until W. With tensor parallelism I gathers the input again, for W.
 pub(super) fn head(job: &Job) -> UnitWork {
     let sizes = Sizes::new(job);
     let runs = 1 + u64::from(job.model.mtp_layers);
@@ -51,7 +52,7 @@ pub(super) fn head(job: &Job) -> UnitWork {
     let linear =
         Linear { inputs: sizes.hidden, outputs: u64::from(job.model.vocabulary), bias: false, cut: Cut::Outputs };
     let setting = super::kernels::Setting { dtype: precision.head, ..setting(job, sizes.tokens) };
-    let (input, logits) = local_values(&linear, &sizes);
+    let (_, logits) = local_values(&linear, &sizes);
     let stream = sizes.local_tokens * sizes.hidden;
 
     // Cross-entropy reads the logits twice (maximum and sum, then gradient) and writes the gradient, in fp32.
@@ -62,17 +63,17 @@ pub(super) fn head(job: &Job) -> UnitWork {
     let w = kernels.w.repeat(runs as usize);
 
     let values = runs * sizes.tokens * sizes.hidden;
-    let gather = tensor_collective(component, values, sizes.tp);
-    let scatter = tensor_collective(component, values, sizes.tp);
-    let until_w = (precision.head.bytes(input / sizes.tp) + precision.head.bytes(logits)) * runs;
+    let collective = || tensor_collective(component, values, sizes.tp);
+    let [until_i, until_w, from_i] = kept_input(&sizes, precision.head, true, false);
+    let entry = |bytes: u64| BTreeMap::from([(component, Bytes(bytes * runs))]);
     UnitWork {
-        f: gather.into_iter().chain([compute(component, f)]).collect(),
-        i: [compute(component, i)].into_iter().chain(scatter).collect(),
+        f: collective().into_iter().chain([compute(component, f)]).collect(),
+        i: collective().into_iter().chain([compute(component, i)]).chain(collective()).collect(),
         w: vec![compute(component, w)],
         held: Held {
-            f_to_i: BTreeMap::from([(component, Bytes(Dtype::Bf16.bytes(stream) * runs))]),
-            f_to_w: BTreeMap::from([(component, Bytes(until_w))]),
-            i_to_w: BTreeMap::new(),
+            f_to_i: entry(until_i + Dtype::Bf16.bytes(stream)),
+            f_to_w: entry(until_w + precision.head.bytes(logits)),
+            i_to_w: if from_i > 0 { entry(from_i) } else { BTreeMap::new() },
         },
         exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
         parameters: UnitParameters { shared: local_parameters(&linear, sizes.tp) + sizes.hidden, expert: 0 },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::attention::{local_values, norm, setting};
+use super::attention::{kept_input, local_values, norm, setting};
 use super::kernels::{self, Setting, compute, memory, product, tensor_collective};
 use super::routing::{self, Copies};
 use super::{Part, Rest, Sizes, UnitOp, UnitParameters, UnitWork};
@@ -29,8 +29,8 @@ pub(super) fn dense(job: &Job) -> Part {
     let stream = sizes.local_tokens * sizes.hidden;
     let rows = sizes.tokens;
     let inner = rows.saturating_mul(shape.width().div_ceil(sizes.tp));
-    let normed = products.bytes(stream);
-    let held = HeldSwiglu::new(products, inner, normed, recompute.norms, recompute.swiglu)
+    let input = kept_input(&sizes, products, true, recompute.norms);
+    let held = HeldSwiglu::new(products, inner, input, recompute.swiglu)
         .and_gradients(products.bytes(2 * inner) + products.bytes(local_values(&shape.down, &sizes).1))
         .held(Dtype::Bf16.bytes(stream));
 
@@ -92,27 +92,29 @@ pub(super) fn experts(job: &Job, moe: &Moe) -> Part {
     // Inputs of the routed experts arrive by dispatch and are kept as they came.
     let arrived = products.bytes(rows.saturating_mul(sizes.hidden));
     let sent = rows.saturating_add(if shared > 0 { sizes.local_tokens } else { 0 });
-    let held = HeldSwiglu::new(products, inner, arrived, false, recompute.swiglu)
+    let held = HeldSwiglu::new(products, inner, [0, arrived, 0], recompute.swiglu)
         .and_gradients(products.bytes(2 * inner) + products.bytes(sent.saturating_mul(sizes.hidden)))
         .held(0);
 
+    // The backward of combine sends output gradients to the experts, as dispatch sends tokens; the backward of dispatch
+    // brings input gradients back, as combine brings outputs. Experts that are all on this GPU need no exchange.
+    let mut f = vec![mlp(f)];
+    let mut i = vec![mlp(i)];
+    let mut buffer = Bytes::ZERO;
+    if ep > 1 {
+        f.insert(0, exchange(Component::Dispatch, precision.dispatch));
+        f.push(exchange(Component::Combine, precision.combine));
+        i.insert(0, exchange(Component::Combine, precision.dispatch));
+        i.push(exchange(Component::Dispatch, precision.combine));
+        buffer = exchange_buffer(&sizes, copies, rows, precision.dispatch, precision.combine);
+    }
     Part {
-        f: vec![
-            exchange(Component::Dispatch, precision.dispatch),
-            mlp(f),
-            exchange(Component::Combine, precision.combine),
-        ],
-        // The backward of combine sends output gradients to the experts, as dispatch sends tokens; the backward of
-        // dispatch brings input gradients back, as combine brings outputs.
-        i: vec![
-            exchange(Component::Combine, precision.dispatch),
-            mlp(i),
-            exchange(Component::Dispatch, precision.combine),
-        ],
+        f,
+        i,
         w: vec![mlp(w)],
         rest: Rest {
             held,
-            exchange_buffer: exchange_buffer(&sizes, copies, rows, precision.dispatch, precision.combine),
+            exchange_buffer: buffer,
             parameters: UnitParameters { shared, expert: local_experts * routed.parameters() },
         },
     }
@@ -125,7 +127,9 @@ pub(super) fn add_router(job: &Job, moe: &Moe, work: &mut UnitWork) {
     let precision = &job.model.precision;
     let recompute = job.training.recompute;
     let experts = u64::from(moe.experts);
-    let linear = Linear { inputs: sizes.hidden, outputs: experts, bias: moe.router_bias, cut: Cut::Whole };
+    // The shared expert's gate is one more output.
+    let outputs = experts + u64::from(moe.shared_gate);
+    let linear = Linear { inputs: sizes.hidden, outputs, bias: moe.router_bias, cut: Cut::Whole };
     let router = product(&linear, Setting { dtype: precision.router, ..setting(job, sizes.tokens) });
     let scores = memory(2 * Dtype::Fp32.bytes(sizes.local_tokens * experts));
 
@@ -203,13 +207,13 @@ struct HeldSwiglu {
 }
 
 impl HeldSwiglu {
-    /// `inner`: values between the projections. `input`: bytes of the first product's saved input; with `input_again`
-    /// (its norm is recomputed) it exists only from I on. With `inner_again` the same holds for the second's.
-    fn new(products: Dtype, inner: u64, input: u64, input_again: bool, inner_again: bool) -> Self {
+    /// `inner`: values between the projections. `input`: bytes of the first product's saved input, as [`kept_input`] has
+    /// them. With `inner_again` the second's exists only from I on.
+    fn new(products: Dtype, inner: u64, input: [u64; 3], inner_again: bool) -> Self {
         // Where the activation is recomputed its two inputs are cached in the products' format (DeepSeek-V3 report, 3.3.3).
         let cached = if inner_again { products } else { Dtype::Bf16 };
-        let mut held = Self { until_i: cached.bytes(2 * inner), until_w: 0, from_i: 0 };
-        *(if input_again { &mut held.from_i } else { &mut held.until_w }) += input;
+        let [until_i, until_w, from_i] = input;
+        let mut held = Self { until_i: until_i + cached.bytes(2 * inner), until_w, from_i };
         *(if inner_again { &mut held.from_i } else { &mut held.until_w }) += products.bytes(inner);
         held
     }

@@ -10,6 +10,8 @@ mod kernels;
 mod mlp;
 pub mod routing;
 
+pub(crate) use ends::embedding_parameters;
+
 use std::collections::BTreeMap;
 
 use crate::ir::{Component, Held, Unit, Work};
@@ -22,7 +24,7 @@ use crate::units::Bytes;
 pub struct UnitWork {
     /// Forward, in order.
     pub f: Vec<UnitOp>,
-    /// Backward for the input, in order.
+    /// Backward for the input, in order. With tensor parallelism also what only W needs of other GPUs.
     pub i: Vec<UnitOp>,
     /// Weight gradients.
     pub w: Vec<UnitOp>,

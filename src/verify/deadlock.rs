@@ -52,9 +52,38 @@ struct Graph {
     first: Vec<usize>,
     /// Node of each item.
     node: Vec<usize>,
-    /// Waits of node n are `waits[start[n]..start[n + 1]]`: (item that waits, item that it waits for).
+    /// Of each node: (item that waits, item that it waits for).
+    waits: Lists<(usize, usize)>,
+}
+
+/// Many lists, one behind the other: list n is `all[start[n]..start[n + 1]]`.
+struct Lists<T> {
     start: Vec<usize>,
-    waits: Vec<(usize, usize)>,
+    all: Vec<T>,
+}
+
+impl<T: Copy + Default> Lists<T> {
+    /// Of (list, entry); each list keeps the order.
+    fn new(count: usize, entries: impl Iterator<Item = (usize, T)> + Clone) -> Self {
+        let mut start = vec![0; count + 1];
+        for (list, _) in entries.clone() {
+            start[list + 1] += 1;
+        }
+        for list in 0..count {
+            start[list + 1] += start[list];
+        }
+        let mut end = start.clone();
+        let mut all = vec![T::default(); start[count]];
+        for (list, entry) in entries {
+            all[end[list]] = entry;
+            end[list] += 1;
+        }
+        Self { start, all }
+    }
+
+    fn get(&self, list: usize) -> &[T] {
+        &self.all[self.start[list]..self.start[list + 1]]
+    }
 }
 
 impl Graph {
@@ -82,15 +111,8 @@ impl Graph {
                 waits.extend(item.1.iter().map(|&after| (number, first + after as usize)));
             }
         }
-        waits.sort_unstable_by_key(|&(waiting, awaited)| (node[waiting], waiting, awaited));
-        let mut start = vec![0; items + 1];
-        for &(waiting, _) in &waits {
-            start[node[waiting] + 1] += 1;
-        }
-        for n in 0..items {
-            start[n + 1] += start[n];
-        }
-        Self { first, node, start, waits }
+        let waits = Lists::new(items, waits.iter().map(|&wait: &(usize, usize)| (node[wait.0], wait)));
+        Self { first, node, waits }
     }
 
     /// Rank and index of an item.
@@ -99,21 +121,15 @@ impl Graph {
         (rank as u32, item - self.first[rank])
     }
 
-    fn waits(&self, node: usize) -> &[(usize, usize)] {
-        &self.waits[self.start[node]..self.start[node + 1]]
-    }
-
     /// For each node, whether it can never start. Peels off what can, over and over.
     fn stuck(&self) -> Vec<bool> {
         let nodes = self.node.len();
-        let mut awaited_by = vec![Vec::new(); nodes];
-        for &(waiting, awaited) in &self.waits {
-            awaited_by[self.node[awaited]].push(self.node[waiting]);
-        }
-        let mut open: Vec<usize> = (0..nodes).map(|node| self.waits(node).len()).collect();
+        let edges = self.waits.all.iter();
+        let awaited_by = Lists::new(nodes, edges.map(|&(waiting, awaited)| (self.node[awaited], self.node[waiting])));
+        let mut open: Vec<usize> = (0..nodes).map(|node| self.waits.get(node).len()).collect();
         let mut ready: Vec<usize> = (0..nodes).filter(|&node| open[node] == 0).collect();
         while let Some(node) = ready.pop() {
-            for &next in &awaited_by[node] {
+            for &next in awaited_by.get(node) {
                 open[next] -= 1;
                 if open[next] == 0 {
                     ready.push(next);
@@ -126,7 +142,7 @@ impl Graph {
     /// A shortest circle through some stuck node that is on one: its waits, each beginning in the node where the one before
     /// ended. Empty if nothing is stuck.
     fn circle(&self, stuck: &[bool]) -> Vec<(usize, usize)> {
-        let step = |node: usize| self.waits(node).iter().copied().filter(|&(_, awaited)| stuck[self.node[awaited]]);
+        let step = |node: usize| self.waits.get(node).iter().copied().filter(|&(_, awaited)| stuck[self.node[awaited]]);
         // What is stuck waits for something stuck: going on must come back.
         let Some(mut on) = stuck.iter().position(|&stuck| stuck) else { return Vec::new() };
         let mut visited = vec![false; stuck.len()];

@@ -70,7 +70,8 @@ pub fn ops(row: &Row, phase: Phase, tensor_parallel: u32) -> Ops {
     if ops == TP && tensor_parallel <= 1 { ONE } else { ops }
 }
 
-/// Whether the component has a weight gradient in such a unit. All that a module can be has one for its attention and MLP.
-pub fn has_weights(unit: Unit, component: Component) -> bool {
-    rows(unit, true).iter().any(|row| row.0 == component && !row.3.is_none())
+/// Whether the component hands something from I to W in such a unit: it has both. All that a module can be has both for its
+/// attention and MLP.
+pub fn hands_over(unit: Unit, component: Component) -> bool {
+    rows(unit, true).iter().any(|row| row.0 == component && !row.2.is_none() && !row.3.is_none())
 }

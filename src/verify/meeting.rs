@@ -14,6 +14,10 @@ pub struct Meeting {
 impl Meeting {
     /// Of two lists; a thing that occurs several times meets as many of its kind. Takes n log n.
     pub fn new<T: Ord>(left: &[T], right: &[T]) -> Self {
+        if left == right {
+            let met = (0..left.len()).map(|at| (at, at)).collect();
+            return Self { only_left: Vec::new(), only_right: Vec::new(), met };
+        }
         let sorted = |list: &[T]| {
             let mut order: Vec<usize> = (0..list.len()).collect();
             order.sort_by(|&a, &b| list[a].cmp(&list[b]).then(a.cmp(&b)));

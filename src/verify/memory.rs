@@ -146,10 +146,11 @@ fn workspaces(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// The largest mean share: a component's bytes over the units that have one.
+/// The largest mean share: a component's bytes over the units that have one. The embedding is left out: what reaches its
+/// weight gradient may be the message that the rank received.
 fn least_workspace(stage: &PlanStage) -> u64 {
     let share = |(component, bytes): (&Component, &Bytes)| {
-        let units = stage.units.iter().filter(|&&unit| grammar::has_weights(unit, *component)).count();
+        let units = stage.units.iter().filter(|&&unit| grammar::hands_over(unit, *component)).count();
         if units == 0 { 0 } else { bytes.0.div_ceil(units as u64) }
     };
     stage.held.i_to_w.iter().map(share).max().unwrap_or(0)

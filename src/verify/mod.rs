@@ -18,7 +18,8 @@
 //!
 //! # What is not
 //! That the numbers in the plan (bytes, FLOPs, held activations) are those of the model: they are the compiler's, and the
-//! golden tests' to check. That transfers and gradient synchronisation leave the SMs alone: they carry no SM count, and are
+//! golden tests' to check; of a backward's workspace only a lower limit follows from them. Which op of one component and
+//! phase comes first (the gather or the product that it feeds), only that they follow one another. That transfers and gradient synchronisation leave the SMs alone: they carry no SM count, and are
 //! meant for copy engines and the network. How long anything takes, and how much overlapped ops slow each other: that is
 //! `sim`. That the timetable's certificate is true.
 

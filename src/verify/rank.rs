@@ -24,6 +24,16 @@ pub enum Deed {
     Update,
 }
 
+impl Deed {
+    /// How many there are.
+    const COUNT: usize = Self::Update as usize + 1;
+}
+
+/// A chunk as one number.
+fn key(chunk: ChunkId) -> u64 {
+    u64::from(chunk.stage) << 32 | u64::from(chunk.micro_batch)
+}
+
 /// What an item does, and to which chunks. What others wait for is here; sends and gathers are not.
 pub fn deeds(task: Task) -> impl Iterator<Item = (Deed, ChunkId)> {
     let chunk = ChunkId::new;
@@ -53,8 +63,8 @@ pub struct Rank<'a> {
     /// Its items.
     pub items: &'a [Item],
     precedence: Precedence,
-    /// Sorted; the first item of equal deeds first.
-    deeds: Vec<(Deed, ChunkId, usize)>,
+    /// For each deed the chunks that it is done to and by which item, sorted.
+    deeds: [Vec<(u64, usize)>; Deed::COUNT],
 }
 
 impl<'a> Rank<'a> {
@@ -64,11 +74,14 @@ impl<'a> Rank<'a> {
         let streams = rank_streams(items);
         let stream = |item: &Item| streams.binary_search(&item.0.stream()).unwrap_or(0);
         let precedence = Precedence::new(streams.len(), items.iter().map(|item| (stream(item), item.1.as_slice())));
-        let all = items.iter().enumerate();
-        let mut deeds: Vec<_> =
-            all.flat_map(|(index, item)| deeds(item.0).map(move |(deed, chunk)| (deed, chunk, index))).collect();
-        deeds.sort_unstable();
-        Self { plan, number, items, precedence, deeds }
+        let mut done: [Vec<(u64, usize)>; Deed::COUNT] = Default::default();
+        for (index, item) in items.iter().enumerate() {
+            for (deed, chunk) in deeds(item.0) {
+                done[deed as usize].push((key(chunk), index));
+            }
+        }
+        done.iter_mut().for_each(|list| list.sort_unstable());
+        Self { plan, number, items, precedence, deeds: done }
     }
 
     /// The layout of the plan.
@@ -83,8 +96,9 @@ impl<'a> Rank<'a> {
 
     /// The first item that does this to the chunk.
     pub fn find(&self, deed: Deed, chunk: ChunkId) -> Option<usize> {
-        let at = self.deeds.partition_point(|&(d, c, _)| (d, c) < (deed, chunk));
-        self.deeds.get(at).and_then(|&(d, c, item)| ((d, c) == (deed, chunk)).then_some(item))
+        let (done, key) = (&self.deeds[deed as usize], key(chunk));
+        let at = done.partition_point(|&(other, _)| other < key);
+        done.get(at).and_then(|&(other, item)| (other == key).then_some(item))
     }
 
     /// Whether item `first` has ended before item `second` starts, by what this rank alone orders.

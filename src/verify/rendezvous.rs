@@ -1,6 +1,6 @@
 //! Rules `unmatched-transfer` and `collective-order`: who meets whom. What was matched is handed to `deadlock`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::ir::ChunkId;
 use crate::plan::{Plan, Task};
@@ -26,26 +26,38 @@ struct End {
     messages: Vec<Message>,
 }
 
+impl End {
+    /// Reports and drops what is transferred again. A message has one channel, so all its repetitions are in this list.
+    fn drop_repeated(&mut self, plan: &Plan, rank: u32, report: &mut Report) {
+        let mut order: Vec<usize> = (0..self.messages.len()).collect();
+        order.sort_by_key(|&at| self.messages[at]);
+        let again = order.windows(2).filter(|pair| self.messages[pair[0]] == self.messages[pair[1]]);
+        let mut again: Vec<usize> = again.map(|pair| pair[1]).collect();
+        again.sort_unstable();
+        for &at in &again {
+            report.add(Rule::UnmatchedTransfer, || {
+                let message = "repeats a transfer that the rank has made already".to_owned();
+                Violation::item(Rule::UnmatchedTransfer, plan, rank, self.items[at], message)
+            });
+        }
+        let keep = |at: usize| again.binary_search(&at).is_err();
+        self.items = (0..).zip(&self.items).filter(|&(at, _)| keep(at)).map(|(_, &item)| item).collect();
+        self.messages = (0..).zip(&self.messages).filter(|&(at, _)| keep(at)).map(|(_, &message)| message).collect();
+    }
+}
+
 /// Checks all transfers. Gives the pairs that meet: the n-th send of a channel and its n-th receive, those without a
 /// partner left out.
 pub fn transfers(plan: &Plan, report: &mut Report) -> Vec<(At, At)> {
     // By (from, to): sends, receives.
     let mut channels: BTreeMap<(u32, u32), (End, End)> = BTreeMap::new();
     for (number, rank) in (0..).zip(&plan.ranks) {
-        let mut seen = BTreeSet::new();
         for (index, item) in rank.items.iter().enumerate() {
             let Some(Transfer { send, message, peer }) = Transfer::of(item.0) else { continue };
             let (from, to) = if send { (number, peer) } else { (peer, number) };
             if let Some(wrong) = misdirected(plan, message, from, to) {
                 report.add(Rule::UnmatchedTransfer, || {
                     Violation::item(Rule::UnmatchedTransfer, plan, number, index, wrong)
-                });
-                continue;
-            }
-            if !seen.insert((send, message)) {
-                report.add(Rule::UnmatchedTransfer, || {
-                    let message = "repeats a transfer that the rank has made already".to_owned();
-                    Violation::item(Rule::UnmatchedTransfer, plan, number, index, message)
                 });
                 continue;
             }
@@ -56,7 +68,10 @@ pub fn transfers(plan: &Plan, report: &mut Report) -> Vec<(At, At)> {
         }
     }
     let mut met = Vec::new();
-    for ((from, to), (sends, receives)) in &channels {
+    for ((from, to), (sends, receives)) in &mut channels {
+        sends.drop_repeated(plan, *from, report);
+        receives.drop_repeated(plan, *to, report);
+        let (sends, receives) = (&*sends, &*receives);
         let meeting = Meeting::new(&sends.messages, &receives.messages);
         for (number, end, alone, other) in [
             (*from, sends, &meeting.only_left, format!("rank {to} never receives it")),

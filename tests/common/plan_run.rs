@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dualweave::ir::ChunkId;
+use dualweave::ir::{ChunkId, Work};
 use dualweave::plan::{Plan, RingOf, StreamId, Task};
 
 /// A value: what made it, and of which chunk.
@@ -305,9 +305,24 @@ fn synchronised(plan: &Plan, states: &[Vec<State>], rank: usize, item: usize) ->
     if fine { Ok(()) } else { Err(format!("rank {rank}: {} comes too early", items[item].0)) }
 }
 
-/// Every chunk was run once, on its rank.
+/// Every chunk was run once, on its rank, and every stage was synchronised once, on all of its ranks. (Every stage is
+/// gathered in the plans at hand, or none.)
 fn all_done(plan: &Plan) -> Result<(), String> {
     let layout = &plan.layout;
+    let gathers = plan.stages.iter().any(|stage| match &stage.gather {
+        Work::Exchange { nvlink, network } => nvlink.0 + network.0 > 0,
+        Work::Compute(kernels) => !kernels.is_empty(),
+    });
+    for s in 0..layout.stages {
+        for rank in layout.holders(s) {
+            let items = &plan.ranks[rank as usize].items;
+            let count = |task: Task| items.iter().filter(|item| item.0 == task).count();
+            let counts = [count(Task::ReduceGrads(s)), count(Task::Update(s)), count(Task::GatherParams(s))];
+            if counts[..2] != [1, 1] || counts[2] > 1 || gathers && counts[2] == 0 {
+                return Err(format!("rank {rank} synchronises stage {s} {counts:?} times"));
+            }
+        }
+    }
     for s in 0..layout.stages {
         for m in 0..layout.micro_batches {
             let mut done = [0; 3];

@@ -1,0 +1,179 @@
+//! Programs of random chunks: in order, with no needless wait, within the GPU, and no longer than they must be.
+
+use std::collections::BTreeMap;
+
+use dualweave::ir::{Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Stream, Work};
+use dualweave::job::training::PairOrder;
+use dualweave::machine::{LinkModel, Machine};
+use dualweave::passes::overlap::{Options, overlap};
+use dualweave::passes::split::SplitStage;
+use dualweave::passes::unit_work::UnitParameters;
+use dualweave::sim::time_program;
+use dualweave::units::{Bytes, Flops, Nanos};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+const SMS: u32 = 100;
+const COMM_SMS: u32 = 20;
+
+/// Kernels take about 1.7 ns for a FLOP on all SMs, exchanges 1 ns for a byte on their 20.
+fn machine() -> Machine {
+    let link = LinkModel { latency: Nanos::ZERO, byte_s: 1e9, per_sm_byte_s: 5e7, measured: vec![] };
+    Machine {
+        gpu: "test".into(),
+        sms: SMS,
+        memory: Bytes(1),
+        bf16_flop_s: 1e9,
+        bf16_gemm_flop_s: 1e9,
+        fp8_gemm_flop_s: vec![(64, 1e9)],
+        attention_forward_flop_s: 587e9 / 989.0,
+        attention_backward_flop_s: 427e9 / 989.0,
+        sm_share: vec![],
+        hbm_byte_s: 1e9,
+        launch: Nanos::ZERO,
+        gpus_per_node: 8,
+        nvlink: link.clone(),
+        network: link,
+    }
+}
+
+/// An op of a random chunk: is it an exchange, its size, which earlier ops it needs (as a bit mask).
+type Sketch = (bool, u64, u32);
+
+fn chunk(sketches: &[Sketch]) -> Chunk {
+    let op = |(unit, &(exchange, size, needs)): (u32, &Sketch)| Op {
+        component: Component::Attention,
+        phase: Phase::F,
+        unit,
+        work: match exchange {
+            true => Work::Exchange { nvlink: Bytes(size), network: Bytes::ZERO },
+            false => Work::Compute(vec![Kernel {
+                rate: Rate::AttentionForward,
+                flops: Flops(size),
+                bytes: Bytes::ZERO,
+                launches: 1,
+            }]),
+        },
+        needs: (0..unit).filter(|need| needs >> need & 1 == 1).collect(),
+        handed: Bytes::ZERO,
+    };
+    Chunk {
+        f: (0..).zip(sketches).map(op).collect(),
+        i: vec![],
+        w: vec![],
+        held: Held::default(),
+        output: Bytes::ZERO,
+        input: Bytes::ZERO,
+        exchange_buffer: Bytes::ZERO,
+    }
+}
+
+/// The program of F. Units number the ops, so the program's say which op is which.
+fn program(chunk: &Chunk) -> Program {
+    let stage = SplitStage { chunk: chunk.clone(), parameters: UnitParameters::default() };
+    let layout = Layout::new(Placement::Linear, 1, 1, 1);
+    let options = Options { communication_sms: COMM_SMS, order: PairOrder::Search, pairs: false };
+    let overlapped = overlap(&[stage], &layout, &machine(), options);
+    overlapped.programs[overlapped.stages[0].f as usize].clone()
+}
+
+/// ended[a][b]: op b has certainly ended when op a starts, by the streams and the waits alone.
+fn ended(program: &Program) -> Vec<Vec<bool>> {
+    let count = program.ops.len();
+    let mut ended = vec![vec![false; count]; count];
+    for (at, op) in program.ops.iter().enumerate() {
+        let before = (0..at).rev().find(|&other| program.ops[other].stream() == op.stream());
+        for other in before.into_iter().chain(op.waits.iter().map(|&wait| wait as usize)) {
+            assert!(other < at, "op {at} waits for {other}");
+            let known = ended[other].clone();
+            ended[at].iter_mut().zip(known).for_each(|(mine, theirs)| *mine |= theirs);
+            ended[at][other] = true;
+        }
+    }
+    ended
+}
+
+/// Whether every op starts after what it needs.
+fn in_order(chunk: &Chunk, program: &Program) -> bool {
+    let place: BTreeMap<u32, usize> = program.ops.iter().enumerate().map(|(at, op)| (op.unit, at)).collect();
+    let ended = ended(program);
+    chunk.f.iter().all(|op| op.needs.iter().all(|need| ended[place[&op.unit]][place[need]]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, rng_seed: RngSeed::Fixed(11), ..ProptestConfig::default() })]
+
+    #[test]
+    fn programs_are_right(sketches in prop::collection::vec((any::<bool>(), 0u64..100, any::<u32>(), any::<u32>()), 1..14)) {
+        // Half of the masks' bits are enough needs, a quarter leaves more to choose.
+        let sketches: Vec<Sketch> = sketches.into_iter().map(|(exchange, size, a, b)| (exchange, size, a & b)).collect();
+        let chunk = chunk(&sketches);
+        let program = program(&chunk);
+        let machine = machine();
+
+        let mut units: Vec<u32> = program.ops.iter().map(|op| op.unit).collect();
+        units.sort_unstable();
+        prop_assert!(units.into_iter().eq(0..sketches.len() as u32), "each op once");
+        prop_assert!(in_order(&chunk, &program), "{:#?}", program);
+
+        // No wait can go.
+        for at in 0..program.ops.len() {
+            prop_assert!(program.ops[at].waits.len() <= 1);
+            for wait in &program.ops[at].waits {
+                prop_assert_ne!(program.ops[*wait as usize].stream(), program.ops[at].stream());
+                let mut without = program.clone();
+                without.ops[at].waits.retain(|other| other != wait);
+                prop_assert!(!in_order(&chunk, &without), "op {} waits for {} in vain", at, wait);
+            }
+        }
+
+        // What may run together fits on the GPU; what nothing can run beside has all of it.
+        let ended = ended(&program);
+        for (at, op) in program.ops.iter().enumerate() {
+            let beside = |other: &usize| {
+                program.ops[*other].stream() != op.stream() && !ended[at][*other] && !ended[*other][at]
+            };
+            let beside: Vec<usize> = (0..program.ops.len()).filter(beside).collect();
+            for &other in &beside {
+                prop_assert!(op.sms + program.ops[other].sms <= SMS, "{} and {}", at, other);
+            }
+            match op.stream() {
+                Stream::Comm => prop_assert_eq!(op.sms, COMM_SMS),
+                Stream::Compute if beside.is_empty() => prop_assert_eq!(op.sms, SMS),
+                Stream::Compute => prop_assert_eq!(op.sms, SMS - COMM_SMS),
+            }
+        }
+
+        // Between one thing after the other, and what an engine or a chain of needs takes alone.
+        let timing = time_program(&program, &machine);
+        let mut duration = vec![Nanos::ZERO; sketches.len()];
+        for op in &program.ops {
+            duration[op.unit as usize] = machine.duration(&op.work, op.sms);
+        }
+        let mut path = vec![Nanos::ZERO; sketches.len()];
+        for (at, op) in chunk.f.iter().enumerate() {
+            path[at] = op.needs.iter().map(|&need| path[need as usize]).max().unwrap_or_default() + duration[at];
+        }
+        let serial: Nanos = duration.iter().sum();
+        let engine = |exchange: bool| -> Nanos {
+            sketches.iter().zip(&duration).filter(|(sketch, _)| sketch.0 == exchange).map(|(_, d)| *d).sum()
+        };
+        prop_assert!(timing.total <= serial);
+        prop_assert!(timing.total >= engine(true).max(engine(false)));
+        prop_assert!(timing.total >= path.into_iter().max().unwrap());
+        prop_assert_eq!((timing.busy, timing.communication), (engine(false), engine(true)));
+    }
+}
+
+/// Of two ready ops the one with the longer way behind it goes first: its exchange hides the other.
+#[test]
+fn the_longest_path_goes_first() {
+    // 0: nothing follows. 1: an exchange follows, which needs it.
+    let chunk = chunk(&[(false, 40, 0), (false, 40, 0), (true, 50, 0b10)]);
+    let program = program(&chunk);
+    let order: Vec<u32> = program.ops.iter().map(|op| op.unit).collect();
+    assert!(order.iter().position(|&op| op == 1) < order.iter().position(|&op| op == 0), "{order:?}");
+    let timing = time_program(&program, &machine());
+    assert_eq!(timing.exposed.0, timing.total.0 - timing.busy.0);
+    assert!(timing.exposed < Nanos(50));
+}

@@ -1,0 +1,154 @@
+//! Copies that dispatch sends, against simulated tokens and closed forms.
+
+use dualweave::job::model::{Layers, Moe};
+use dualweave::passes::unit_work::routing::{Copies, copies};
+use proptest::prelude::*;
+
+fn moe(experts: u32, top_k: u32, groups: u32, topk_groups: u32) -> Moe {
+    Moe {
+        experts,
+        top_k,
+        groups,
+        topk_groups,
+        width: 1,
+        shared_width: 0,
+        shared_gate: false,
+        router_bias: false,
+        balance_bias: false,
+        expert_bias: false,
+        layers: Layers::All,
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u32) -> u32 {
+        (self.next() % u64::from(end)) as u32
+    }
+
+    /// `count` of `pool`, without repetition.
+    fn choose(&mut self, pool: &[u32], count: u32) -> Vec<u32> {
+        let mut pool = pool.to_vec();
+        for at in 0..count as usize {
+            let other = at + self.below((pool.len() - at) as u32) as usize;
+            pool.swap(at, other);
+        }
+        pool.truncate(count as usize);
+        pool
+    }
+}
+
+/// Routes tokens one by one and counts their copies: means, and standard errors of the means.
+fn simulate(moe: &Moe, ep: u32, per_node: u32, tokens: u32, seed: u64) -> [(f64, f64); 2] {
+    let mut random = Random(seed);
+    let per_gpu = moe.experts / ep;
+    let size = moe.experts / moe.groups;
+    let all_groups: Vec<u32> = (0..moe.groups).collect();
+    let mut sums = [[0.0; 2]; 2];
+    for _ in 0..tokens {
+        let groups = random.choose(&all_groups, moe.topk_groups);
+        let pool: Vec<u32> = groups.iter().flat_map(|group| group * size..(group + 1) * size).collect();
+        let mut gpus: Vec<u32> = random.choose(&pool, moe.top_k).iter().map(|expert| expert / per_gpu).collect();
+        gpus.sort_unstable();
+        gpus.dedup();
+        let mut nodes: Vec<u32> = gpus.iter().map(|gpu| gpu / per_node).collect();
+        nodes.dedup();
+        let sender = random.below(ep);
+        let network = nodes.iter().filter(|&&node| node != sender / per_node).count() as f64;
+        // On each node it arrives at the GPU with the sender's index, and goes on to the others that want it.
+        let nvlink = gpus.iter().filter(|&&gpu| gpu % per_node != sender % per_node).count() as f64;
+        for (sum, copies) in sums.iter_mut().zip([network, nvlink]) {
+            sum[0] += copies;
+            sum[1] += copies * copies;
+        }
+    }
+    let count = f64::from(tokens);
+    sums.map(|[sum, squares]| {
+        let mean = sum / count;
+        (mean, ((squares / count - mean * mean).max(0.0) / count).sqrt())
+    })
+}
+
+#[test]
+fn expectations_are_those_of_simulated_tokens() {
+    // (experts, top_k, groups, topk_groups), ep, GPUs of a node
+    let cases = [
+        ("DeepSeek-V3 on 8 nodes", moe(256, 8, 8, 4), 64, 8),
+        ("DeepSeek-V3 on 4 nodes: two groups a node", moe(256, 8, 8, 4), 32, 8),
+        ("DeepSeek-V3 on 16 nodes: half a group a node", moe(256, 8, 8, 4), 128, 8),
+        ("DeepSeek-V3 within a node: 32 experts a GPU", moe(256, 8, 8, 4), 8, 8),
+        ("Mixtral", moe(8, 2, 1, 1), 8, 8),
+        ("Mixtral on 2 nodes", moe(8, 2, 1, 1), 8, 4),
+        ("Qwen3 on 2 nodes", moe(128, 8, 1, 1), 16, 8),
+        ("DeepSeek-V2: 160 experts, 3 of 8 groups, top 6", moe(160, 6, 8, 3), 40, 8),
+        ("groups across node borders", moe(24, 3, 6, 2), 12, 3),
+        ("one group, top 1", moe(64, 1, 8, 1), 16, 8),
+        ("all of a group", moe(16, 4, 4, 1), 16, 4),
+    ];
+    for (seed, (name, moe, ep, per_node)) in (1..).zip(cases) {
+        let Copies { network, nvlink } = copies(&moe, ep, per_node);
+        let simulated = simulate(&moe, ep, per_node, 40_000, seed);
+        for (what, expected, (mean, error)) in [("network", network, simulated[0]), ("nvlink", nvlink, simulated[1])] {
+            let off = (mean - expected).abs();
+            assert!(off <= 4.0 * error + 1e-9, "{name}, {what}: {expected} expected, {mean} ± {error} simulated");
+        }
+    }
+}
+
+/// Probability that none of `marked` of `of` is among `k` drawn: C(of - marked, k) / C(of, k).
+fn missed(of: u32, marked: u32, k: u32) -> f64 {
+    let binomial = |n: u32| (0..k).map(|i| f64::from(n - i) / f64::from(i + 1)).product::<f64>();
+    binomial(of - marked) / binomial(of)
+}
+
+#[test]
+fn closed_forms() {
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+    // An expert a GPU: two copies, one in eight of them stays.
+    let mixtral = copies(&moe(8, 2, 1, 1), 8, 8);
+    assert_eq!(mixtral, Copies { network: 0.0, nvlink: 1.75 });
+    // A node is a group: it is chosen half the time, and then missed by all eight experts with some probability.
+    let deepseek = copies(&moe(256, 8, 8, 4), 64, 8);
+    close(deepseek.network, 8.0 * 0.5 * (1.0 - missed(128, 32, 8)) * 7.0 / 8.0);
+    close(deepseek.nvlink, 64.0 * 0.5 * (1.0 - missed(128, 4, 8)) * 7.0 / 8.0);
+    let qwen = copies(&moe(128, 8, 1, 1), 16, 8);
+    close(qwen.network, 2.0 * (1.0 - missed(128, 64, 8)) / 2.0);
+    close(qwen.nvlink, 16.0 * (1.0 - missed(128, 8, 8)) * 7.0 / 8.0);
+    // Nothing leaves a GPU that has everything.
+    assert_eq!(copies(&moe(256, 8, 8, 4), 1, 8), Copies { network: 0.0, nvlink: 0.0 });
+    // `topk_groups` of all groups is no restriction.
+    let (free, all) = (copies(&moe(64, 6, 1, 1), 16, 4), copies(&moe(64, 6, 8, 8), 16, 4));
+    close(free.network, all.network);
+    close(free.nvlink, all.nvlink);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..ProptestConfig::default() })]
+
+    /// A token visits no more nodes than it has groups (where each lies on one node) or experts, and there are.
+    #[test]
+    fn no_more_copies_than_there_can_be(groups in 0u32..4, chosen in 1u32..8, size in 0u32..4, k in 1u32..9, gpus in 0u32..6, node in 0u32..4) {
+        let (groups, size, node) = (1 << groups, 1 << size, 1 << node);
+        let chosen = chosen.min(groups);
+        let moe = moe(groups * size, k.min(chosen * size), groups, chosen);
+        let ep = (1 << gpus).min(moe.experts);
+        let Copies { network, nvlink } = copies(&moe, ep, node);
+        let nodes = ep.div_ceil(node);
+        let most = |limit: u32| f64::from(limit) + 1e-9;
+        prop_assert!((0.0..=most((nodes - 1).min(moe.top_k))).contains(&network), "{network}");
+        prop_assert!((0.0..=most(moe.top_k)).contains(&nvlink), "{nvlink}");
+        if groups % nodes == 0 {
+            prop_assert!(network <= most(chosen), "{network}");
+        }
+    }
+}
