@@ -1,5 +1,5 @@
 //! Timetables: which rank runs which chunk in what order. One file per published schedule, plus what times them
-//! ([`replay`]) and what none of them can beat ([`lower_bound`]).
+//! ([`replay()`]) and what none of them can beat ([`lower_bound`]).
 //!
 //! Generators know ranks, stages and micro-batches only: no costs, no times. They do not search.
 

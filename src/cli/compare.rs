@@ -19,12 +19,16 @@ use crate::view::table;
 /// Columns of a table that goes into a file or a pipe.
 const PLAIN_WIDTH: usize = 140;
 
-/// What the columns are, where their names do not say it.
-const LEGEND: &str = "\
-step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.
-act: chunks whose activations a rank holds at its peak, and their bytes; of the rank that holds most. copies: of the
-parameters. ◀: the fastest that fits.
-";
+/// What the columns are, where their names do not say it, each line with the column that it is for.
+const LEGEND: [(&str, &str); 4] = [
+    (
+        "step",
+        "step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.",
+    ),
+    ("act", "act: chunks whose activations a rank holds at its peak, and their bytes; of the rank that holds most."),
+    ("copies", "copies: of the parameters."),
+    ("step", "◀: the fastest that fits."),
+];
 
 /// Arguments of `compare`.
 #[derive(clap::Args)]
@@ -59,7 +63,8 @@ pub fn run(args: Args) -> Result<Verdict> {
     }
     let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
     let ([devices, same_stages], left_out) = tables([&devices, &same_stages], width);
-    let mut legend = String::from(LEGEND);
+    let shown = LEGEND.iter().filter(|(column, _)| !left_out.contains(column));
+    let mut legend: String = shown.map(|(_, line)| format!("{line}\n")).collect();
     if !left_out.is_empty() {
         legend += &format!("Left out for want of room: {}. `--json` has all.\n", left_out.join(", "));
     }
