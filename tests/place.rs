@@ -156,9 +156,12 @@ fn needs(plan: &Plan, rank: u32) -> Vec<(usize, usize)> {
     needs
 }
 
+/// By (sender, receiver): the messages, each by whether it is a gradient, its stage and its micro-batch.
+type Channels = BTreeMap<(u32, u32), Vec<(bool, u32, u32)>>;
+
 /// The messages that a rank sends to, or receives from, each other rank, in order.
-fn channels(plan: &Plan, sent: bool) -> BTreeMap<(u32, u32), Vec<(bool, u32, u32)>> {
-    let mut channels: BTreeMap<(u32, u32), Vec<(bool, u32, u32)>> = BTreeMap::new();
+fn channels(plan: &Plan, sent: bool) -> Channels {
+    let mut channels = Channels::new();
     for (rank, list) in (0..).zip(&plan.ranks) {
         for Item(task, _) in &list.items {
             let (channel, message) = match *task {

@@ -113,10 +113,10 @@ fn what_cannot_be_is_refused_with_what_can() {
     let base =
         |extra: &[&'static str]| refusal(&[&["--kind", "1f1b", "--pp", "4", "--micro-batches", "8"], extra].concat());
     for (said, expected) in [
-        (refusal(&["--kind", "dualpipe", "--pp", "7", "--micro-batches", "20"]), "7 is not: use 6 or 8"),
-        (refusal(&["--kind", "dualpipe", "--pp", "8", "--micro-batches", "15"]), "15 is not: use 16"),
-        (refusal(&["--kind", "gpipe", "--pp", "0", "--micro-batches", "1"]), "0 is not: use 1"),
-        (refusal(&["--kind", "gpipe", "--pp", "4097", "--micro-batches", "1"]), "4097 is not: use 4096"),
+        (refusal(&["--kind", "dualpipe", "--pp", "7", "--micro-batches", "20"]), "not 7: use 6 or 8"),
+        (refusal(&["--kind", "dualpipe", "--pp", "8", "--micro-batches", "15"]), "not 15: use 16"),
+        (refusal(&["--kind", "gpipe", "--pp", "0", "--micro-batches", "1"]), "not 0: use 1"),
+        (refusal(&["--kind", "gpipe", "--pp", "4097", "--micro-batches", "1"]), "not 4097: use 4096"),
         (refusal(&["--kind", "gpipe", "--pp", "4294967295", "--micro-batches", "4294967295"]), "use 4096"),
         (refusal(&["--kind", "gpipe", "--pp", "4096", "--micro-batches", "1025"]), "at most 1024 micro-batches"),
         (refusal(&["--kind", "zb-v", "--pp", "4", "--micro-batches", "4294967295"]), "at most 524288 micro-batches"),

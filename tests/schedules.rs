@@ -208,28 +208,28 @@ fn preconditions_name_the_nearest_values() {
     for (message, expected) in [
         (
             said(ScheduleKind::DualPipe, 7, 1, 20),
-            "dualpipe needs an even number of ranks, at least 2; 7 is not: use 6 or 8",
+            "dualpipe needs an even number of ranks, at least 2, not 7: use 6 or 8",
         ),
-        (said(ScheduleKind::DualPipe, 1, 1, 20), "dualpipe needs an even number of ranks, at least 2; 1 is not: use 2"),
+        (said(ScheduleKind::DualPipe, 1, 1, 20), "dualpipe needs an even number of ranks, at least 2, not 1: use 2"),
         (
             said(ScheduleKind::DualPipe, 8, 1, 15),
-            "dualpipe with 8 ranks needs at least 16 micro-batches and an even number; 15 is not: use 16",
+            "dualpipe with 8 ranks needs an even number of micro-batches, at least 16, not 15: use 16",
         ),
         (
             said(ScheduleKind::DualPipe, 8, 1, 21),
-            "dualpipe with 8 ranks needs at least 16 micro-batches and an even number; 21 is not: use 20 or 22",
+            "dualpipe with 8 ranks needs an even number of micro-batches, at least 16, not 21: use 20 or 22",
         ),
         (
             said(ScheduleKind::DualPipeV, 8, 1, 15),
-            "dualpipev with 8 ranks needs at least 16 micro-batches; 15 is not: use 16",
+            "dualpipev with 8 ranks needs at least 16 micro-batches, not 15: use 16",
         ),
         (
             said(ScheduleKind::Interleaved, 4, 2, 9),
-            "interleaved with 4 ranks needs a number of micro-batches that divides into 2 equal rounds; 9 is not: use 8 or 10",
+            "interleaved with 4 ranks needs a number of micro-batches that divides into 2 equal rounds, not 9: use 8 or 10",
         ),
-        (said(ScheduleKind::GPipe, 0, 1, 1), "gpipe needs 1 to 4096 ranks; 0 is not: use 1"),
-        (said(ScheduleKind::ZbV, 2, 1, 0), "zb-v needs at least 1 micro-batch; 0 is not: use 1"),
-        (said(ScheduleKind::Interleaved, 2, 0, 4), "interleaved needs 1 to 64 stages per rank; 0 is not: use 1"),
+        (said(ScheduleKind::GPipe, 0, 1, 1), "gpipe needs 1 to 4096 ranks, not 0: use 1"),
+        (said(ScheduleKind::ZbV, 2, 1, 0), "zb-v needs at least 1 micro-batch, not 0: use 1"),
+        (said(ScheduleKind::Interleaved, 2, 0, 4), "interleaved needs 1 to 64 stages per rank, not 0: use 1"),
         (
             said(ScheduleKind::GPipe, 4096, 1, 1025),
             "gpipe over 4096 stages is made for at most 1024 micro-batches (4194304 chunks); 1025 is too many",

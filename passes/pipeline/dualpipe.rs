@@ -23,7 +23,7 @@ pub(super) fn rank(layout: &Layout, rank: u32) -> Vec<Action> {
 pub(super) fn precondition(ranks: u32, micro_batches: u32) -> Result<()> {
     if !ranks.is_multiple_of(2) {
         let nearest = if ranks == 1 { "2".to_owned() } else { format!("{} or {}", ranks - 1, ranks + 1) };
-        let message = format!("dualpipe needs an even number of ranks, at least 2; {ranks} is not: use {nearest}");
+        let message = format!("dualpipe needs an even number of ranks, at least 2, not {ranks}: use {nearest}");
         return Err(Error::new(message).field("training.pp"));
     }
     let least = 2 * ranks;
@@ -33,7 +33,7 @@ pub(super) fn precondition(ranks: u32, micro_batches: u32) -> Result<()> {
             odd => format!("{} or {}", odd - 1, odd + 1),
         };
         let message = format!(
-            "dualpipe with {ranks} ranks needs at least {least} micro-batches and an even number; {micro_batches} is not: \
+            "dualpipe with {ranks} ranks needs an even number of micro-batches, at least {least}, not {micro_batches}: \
              use {nearest}"
         );
         return Err(Error::new(message).field("training.micro_batches"));

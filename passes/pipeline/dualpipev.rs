@@ -16,7 +16,7 @@ pub(super) fn precondition(ranks: u32, micro_batches: u32) -> Result<()> {
     let least = 2 * ranks;
     if micro_batches < least {
         let message = format!(
-            "dualpipev with {ranks} ranks needs at least {least} micro-batches; {micro_batches} is not: use {least}"
+            "dualpipev with {ranks} ranks needs at least {least} micro-batches, not {micro_batches}: use {least}"
         );
         return Err(Error::new(message).field("training.micro_batches"));
     }

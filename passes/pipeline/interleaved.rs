@@ -24,8 +24,8 @@ pub(super) fn precondition(ranks: u32, micro_batches: u32) -> Result<()> {
     let above = (micro_batches + 1..).find(|&m| fits(m));
     let nearest: Vec<String> = below.into_iter().chain(above).map(|m| m.to_string()).collect();
     Err(Error::new(format!(
-        "interleaved with {ranks} ranks needs a number of micro-batches that divides into {} equal rounds; {micro_batches} is not: \
-         use {}",
+        "interleaved with {ranks} ranks needs a number of micro-batches that divides into {} equal rounds, not \
+         {micro_batches}: use {}",
         rounds(ranks, micro_batches),
         nearest.join(" or ")
     ))

@@ -1,5 +1,5 @@
 //! Timetables: which rank runs which chunk in what order. One file per published schedule, plus what times them
-//! ([`replay`]) and what none of them can beat ([`lower_bound`]).
+//! ([`replay()`]) and what none of them can beat ([`lower_bound`]).
 //!
 //! Generators know ranks, stages and micro-batches only: no costs, no times. They do not search.
 
@@ -71,10 +71,10 @@ pub fn precondition(kind: ScheduleKind, ranks: u32, stages_per_rank: u32, micro_
     let refuse = |field: &str, message: String| Err(Error::new(message).field(format!("training.{field}")));
     if ranks == 0 || ranks > MAX_RANKS {
         let nearest = ranks.clamp(1, MAX_RANKS);
-        return refuse("pp", format!("{kind} needs 1 to {MAX_RANKS} ranks; {ranks} is not: use {nearest}"));
+        return refuse("pp", format!("{kind} needs 1 to {MAX_RANKS} ranks, not {ranks}: use {nearest}"));
     }
     if micro_batches == 0 {
-        return refuse("micro_batches", format!("{kind} needs at least 1 micro-batch; 0 is not: use 1"));
+        return refuse("micro_batches", format!("{kind} needs at least 1 micro-batch, not 0: use 1"));
     }
     let per_rank = match kind.placement() {
         Placement::Linear | Placement::Bidirectional => 1,
@@ -84,7 +84,7 @@ pub fn precondition(kind: ScheduleKind, ranks: u32, stages_per_rank: u32, micro_
     if !(1..=u64::from(MAX_STAGES_PER_RANK)).contains(&per_rank) {
         let nearest = stages_per_rank.clamp(1, MAX_STAGES_PER_RANK);
         let needs = format!("{kind} needs 1 to {MAX_STAGES_PER_RANK} stages per rank");
-        return refuse("stages_per_rank", format!("{needs}; {stages_per_rank} is not: use {nearest}"));
+        return refuse("stages_per_rank", format!("{needs}, not {stages_per_rank}: use {nearest}"));
     }
     let stages = per_rank * u64::from(ranks);
     if stages * u64::from(micro_batches) > MAX_CHUNKS {

@@ -13,17 +13,29 @@ use crate::passes;
 use crate::sim::memory::memory;
 use crate::sim::{Rates, simulate};
 use crate::units::{Bytes, Nanos};
+use crate::view::numbers::{count, grouped, percent};
 use crate::view::table;
 
 /// Columns of a table that goes into a file or a pipe.
 const PLAIN_WIDTH: usize = 140;
 
+/// What the columns are, where their names do not say it, each line with the column that it is for.
+const LEGEND: [(&str, &str); 4] = [
+    (
+        "step",
+        "step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.",
+    ),
+    ("act", "act: chunks whose activations a rank holds at its peak, and their bytes; of the rank that holds most."),
+    ("copies", "copies: of the parameters."),
+    ("step", "◀: the fastest that fits."),
+];
+
 /// Arguments of `compare`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The job: a RON file with model, cluster and training; its own schedule is one of those compared
+    /// The job: a RON file with model, cluster and training; its own schedule is one of those compared.
     job: PathBuf,
-    /// Print both tables as JSON
+    /// Print both tables as JSON: nanoseconds, bytes, shares from 0 to 1.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -50,15 +62,19 @@ pub fn run(args: Args) -> Result<Verdict> {
         return Ok(Verdict::Yes);
     }
     let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
+    let ([devices, same_stages], left_out) = tables([&devices, &same_stages], width);
+    let shown = LEGEND.iter().filter(|(column, _)| !left_out.contains(column));
+    let mut legend: String = shown.map(|(_, line)| format!("{line}\n")).collect();
+    if !left_out.is_empty() {
+        legend += &format!("Left out for want of room: {}. `--json` has all.\n", left_out.join(", "));
+    }
     output::print(&format!(
-        "{} on {}, {} micro-batches\n\nEqual devices: {ranks} pipeline ranks\n{}\nEqual stages: {stages} stages\n{}\n{}\n",
+        "{} on {}, {}\n\nEqual devices: {}\n{devices}\nEqual stages: {}\n{same_stages}\n{legend}",
         job.model.name,
         job.cluster.name,
-        job.training.micro_batches,
-        text(&devices, width),
-        text(&same_stages, width),
-        "step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.\n\
-         act: most chunks whose activations a rank holds, and their bytes. copies: of the parameters."
+        count(job.training.micro_batches.into(), "micro-batch"),
+        count(ranks.into(), "pipeline rank"),
+        count(stages.into(), "stage"),
     ))?;
     Ok(Verdict::Yes)
 }
@@ -153,7 +169,7 @@ fn numbers(job: &Job) -> Result<Numbers> {
         timetable_lower_bound_ns: plan.timetable.lower_bound.0,
         bubble_share: share(simulation.ranks.iter().map(|rank| rank.bubble).sum()),
         exposed_communication_share: share(simulation.ranks.iter().map(|rank| rank.exposed).sum()),
-        peak_activation_chunks: memory.iter().map(|rank| rank.chunks).max().unwrap_or(0),
+        peak_activation_chunks: most.map_or(0, |rank| rank.chunks),
         peak_activation_bytes: most.map_or(0, |rank| rank.activations().0),
         parameter_copies: plan.layout.holders(0).len(),
         peak_memory_bytes: memory.iter().map(|rank| rank.need.total()).max().unwrap_or_default().0,
@@ -162,40 +178,68 @@ fn numbers(job: &Job) -> Result<Numbers> {
     })
 }
 
-fn text(rows: &[Row], width: usize) -> String {
-    let columns =
-        ["schedule", "ranks", "GPUs", "step", "bubble", "exposed", "act", "copies", "memory", "fits", "tokens/s/GPU"];
+/// A column of the tables: its name, and what it shows of a result.
+type Column = (&'static str, fn(&Numbers) -> String);
+
+const COLUMNS: [Column; 9] = [
+    ("ranks", |numbers| numbers.ranks.to_string()),
+    ("GPUs", |numbers| grouped(numbers.gpus)),
+    ("step", |numbers| Nanos(numbers.step_ns).to_string()),
+    ("bubble", |numbers| percent(numbers.bubble_share, 1.0)),
+    ("exposed", |numbers| percent(numbers.exposed_communication_share, 1.0)),
+    ("act", |numbers| format!("{} = {}", numbers.peak_activation_chunks, Bytes(numbers.peak_activation_bytes))),
+    ("copies", |numbers| numbers.parameter_copies.to_string()),
+    ("memory", |numbers| Bytes(numbers.peak_memory_bytes).to_string()),
+    ("fits", |numbers| if numbers.fits { "yes".to_owned() } else { "no".to_owned() }),
+];
+
+/// Columns that narrow terminals do without, the first of them first.
+const EXPENDABLE: [&str; 5] = ["ranks", "copies", "GPUs", "act", "exposed"];
+
+/// Both tables with as many columns as `width` has room for, and the names of those that it has not.
+fn tables(tables: [&[Row]; 2], width: usize) -> ([String; 2], &'static [&'static str]) {
+    let mut without = 0;
+    loop {
+        let left_out = &EXPENDABLE[..without];
+        let texts = tables.map(|rows| text(rows, left_out, width));
+        let fit = texts.iter().flat_map(|text| text.lines().next()).all(|line| line.chars().count() <= width);
+        if fit || without == EXPENDABLE.len() {
+            return (texts, left_out);
+        }
+        without += 1;
+    }
+}
+
+fn text(rows: &[Row], left_out: &[&str], width: usize) -> String {
+    let columns = || COLUMNS.iter().filter(|(name, _)| !left_out.contains(name));
+    let names: Vec<&str> =
+        ["schedule"].into_iter().chain(columns().map(|&(name, _)| name)).chain(["tokens/s/GPU"]).collect();
     let fastest = rows.iter().filter_map(|row| match &row.outcome {
         Outcome::Result(numbers) if numbers.fits => numbers.tokens_per_s_per_gpu,
         _ => None,
     });
     let fastest = fastest.fold(0.0, f64::max);
-    let mut table = table::new(&columns, width);
+    let mut table = table::new(&names, width);
     let mut refused = String::new();
     for row in rows {
         let numbers = match &row.outcome {
             Outcome::Result(numbers) => numbers,
             Outcome::Refused(reason) => {
-                refused.push_str(&format!("  {}: {reason}\n", row.schedule));
+                // Some reasons name the schedule themselves.
+                match reason.strip_prefix(row.schedule) {
+                    Some(rest) if rest.starts_with(' ') => refused.push_str(&format!("  {reason}\n")),
+                    _ => refused.push_str(&format!("  {}: {reason}\n", row.schedule)),
+                }
                 continue;
             }
         };
         let rate = numbers.tokens_per_s_per_gpu;
         let mark = if numbers.fits && rate.is_some_and(|rate| rate >= fastest) { " ◀" } else { "" };
-        table.add_row(vec![
-            row.schedule.to_owned(),
-            numbers.ranks.to_string(),
-            numbers.gpus.to_string(),
-            Nanos(numbers.step_ns).to_string(),
-            format!("{:.1} %", 100.0 * numbers.bubble_share),
-            format!("{:.1} %", 100.0 * numbers.exposed_communication_share),
-            format!("{} = {}", numbers.peak_activation_chunks, Bytes(numbers.peak_activation_bytes)),
-            numbers.parameter_copies.to_string(),
-            Bytes(numbers.peak_memory_bytes).to_string(),
-            if numbers.fits { "yes".to_owned() } else { "no".to_owned() },
-            rate.map_or("–".to_owned(), |rate| format!("{rate:.0}{mark}")),
-        ]);
+        let cells = columns().map(|(_, cell)| cell(numbers));
+        let rate = rate.map_or("–".to_owned(), |rate| format!("{}{mark}", grouped(rate.round() as u64)));
+        table.add_row([row.schedule.to_owned()].into_iter().chain(cells).chain([rate]).collect::<Vec<String>>());
     }
-    table::align_right(&mut table, &[1, 2, 3, 4, 5, 6, 7, 8, 10]);
+    let numbers: Vec<usize> = (1..names.len()).filter(|&column| names[column] != "fits").collect();
+    table::finish(&mut table, &numbers);
     format!("{table}\n{refused}")
 }

@@ -1,25 +1,26 @@
 //! `dualweave compile`: a job to a plan.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::{Verdict, output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::{self, Overrides};
 use crate::passes::{self, Compiled, StageLoad};
 use crate::units::Nanos;
+use crate::view::numbers::count;
 use crate::view::{self, table};
 
 /// Arguments of `compile`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The job: a RON file with model, cluster and training
+    /// The job: a RON file with model, cluster and training.
     job: PathBuf,
-    /// Where the plan goes; `-` is standard output
+    /// Where the plan goes; `-` is standard output.
     #[arg(short, long, value_name = "PLAN", default_value = "plan.ron")]
     output: PathBuf,
-    /// Print the stage summary as JSON on standard output, instead of a table on standard error
+    /// Print the stage summary as JSON on standard output, instead of a table on standard error.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -31,15 +32,20 @@ pub struct Args {
 /// # Errors
 /// If the job cannot be read or does not make sense, or the plan cannot be written.
 pub fn run(args: Args) -> Result<Verdict> {
+    if args.json && output::is_stdout(&args.output) {
+        return Err(Error::new("the plan and the summary of --json cannot both go to standard output")
+            .help("name a file for the plan with `-o`"));
+    }
+    output::keep_apart(&args.job, &args.output)?;
     let loaded = job::load(&args.job, &args.overrides)?;
+    let compiled = passes::compile(&loaded.job).map_err(|error| loaded.locate(error))?;
+    output::write(&args.output, &compiled.plan.to_ron())?;
     for note in &loaded.notes {
         output::note(format!("note: {note}"));
     }
-    let compiled = passes::compile(&loaded.job).map_err(|error| loaded.locate(error))?;
-    output::write(&args.output, &compiled.plan.to_ron())?;
     match args.json {
         true => output::print(&json(&compiled)?)?,
-        false => output::note(summary(&compiled, &args.output.display().to_string(), output::talk_width())),
+        false => output::note(summary(&compiled, &args.output, output::talk_width())),
     }
     Ok(Verdict::Yes)
 }
@@ -86,7 +92,7 @@ fn ratio(load: &StageLoad) -> Option<f64> {
     (load.communication > Nanos::ZERO).then(|| load.computation.as_f64() / load.communication.as_f64())
 }
 
-fn summary(compiled: &Compiled, written_to: &str, width: usize) -> String {
+fn summary(compiled: &Compiled, written_to: &Path, width: usize) -> String {
     let plan = &compiled.plan;
     let mut table =
         table::new(&["stage", "units", "ranks", "weights", "computation", "dispatch + combine", "ratio"], width);
@@ -102,22 +108,27 @@ fn summary(compiled: &Compiled, written_to: &str, width: usize) -> String {
             ratio(load).map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
         ]);
     }
-    table::align_right(&mut table, &[0, 3, 4, 5, 6]);
+    table::finish(&mut table, &[0, 3, 4, 5, 6]);
     let items: usize = plan.ranks.iter().map(|rank| rank.items.len()).sum();
+    let written_to = match output::is_stdout(written_to) {
+        true => "the plan".to_owned(),
+        false => written_to.display().to_string(),
+    };
     format!(
-        "{} on {}: {} over {} ranks, {} micro-batches\n{table}\n\
-         Times: one micro-batch, F, I and W together; computation on {} SMs, communication on {}.\n\
+        "{} on {}: {} over {}, {}\n{table}\n\
+         Times: one micro-batch, F, I and W together; computation on {} SMs, communication on {}. Ratio: computation to communication.\n\
          Timetable: {}; with these programs and this placement none is shorter than {}.\n\
-         Wrote {written_to}: {items} items, {} programs.",
+         Wrote {written_to}: {}, {}.",
         plan.origin.model,
         plan.origin.cluster,
         plan.origin.schedule,
-        plan.layout.ranks,
-        plan.layout.micro_batches,
+        count(u64::from(plan.layout.ranks), "rank"),
+        count(u64::from(plan.layout.micro_batches), "micro-batch"),
         plan.machine.sms - compiled.communication_sms,
         compiled.communication_sms,
         plan.timetable.makespan,
         plan.timetable.lower_bound,
-        plan.programs.len(),
+        count(items as u64, "item"),
+        count(plan.programs.len() as u64, "program"),
     )
 }

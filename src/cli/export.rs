@@ -19,7 +19,7 @@ pub struct Args {
     /// What to write.
     #[arg(long, value_enum)]
     format: Format,
-    /// Where to; `-`: standard output.
+    /// Where it goes; `-` is standard output.
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
 }
@@ -37,6 +37,7 @@ enum Format {
 
 /// Runs it.
 pub fn run(args: Args) -> Result<Verdict> {
+    output::keep_apart(&args.plan, &args.output)?;
     let plan = Plan::from_ron(&args.plan.display().to_string(), &output::read(&args.plan)?)?;
     match args.format {
         Format::Tokens => output::write(&args.output, &timetable(&plan)?.local_tokens())?,

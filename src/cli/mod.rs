@@ -17,9 +17,19 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+/// What `dualweave --help` says after the commands.
+const START_HERE: &str = "\
+Start here:
+  dualweave compile examples/tiny/job.ron -o plan.ron
+  dualweave verify plan.ron
+  dualweave simulate plan.ron
+
+Exit codes: 0 done, 1 `verify` said no, 2 bad usage or input, or a failed write.
+Data goes to standard output, talk to standard error.";
+
 /// A schedule compiler for training mixture-of-experts models.
 #[derive(Parser)]
-#[command(name = "dualweave", version, about, max_term_width = 100, propagate_version = true)]
+#[command(name = "dualweave", version, about, after_help = START_HERE, max_term_width = 100, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -29,7 +39,7 @@ struct Cli {
 enum Command {
     /// Compile a job (model, cluster, training run) to an execution plan.
     Compile(compile::Args),
-    /// Prove that a plan is safe to run; says what is wrong otherwise.
+    /// Prove that a plan is safe to run, or say what is wrong with it.
     Verify(verify::Args),
     /// Run a plan against the machine model: time, bubbles, memory.
     Simulate(simulate::Args),
@@ -56,10 +66,13 @@ enum Verdict {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // --help and --version come this way too, with code 0; bad usage is 2.
-            let printed = error.print();
-            return if printed.is_err() { ExitCode::from(2) } else { ExitCode::from(error.exit_code() as u8) };
+        Err(refused) => {
+            // --help and --version come this way too, on stdout and with code 0; bad usage is 2.
+            if let (Err(error), false) = (refused.print(), refused.use_stderr()) {
+                output::report(output::unwritten(&error));
+                return ExitCode::from(2);
+            }
+            return ExitCode::from(refused.exit_code() as u8);
         }
     };
     match run(cli.command) {

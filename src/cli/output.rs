@@ -4,6 +4,9 @@ use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 
+use miette::MietteHandlerOpts;
+use textwrap::WordSplitter;
+
 use crate::error::{Error, Result};
 
 /// Files above this are not read: no job or plan is that large, and a device file never ends.
@@ -11,6 +14,10 @@ const LARGEST_FILE: u64 = 1 << 30;
 
 /// Prints an error to stderr as a diagnostic, in colour where a person looks.
 pub fn report(error: Error) {
+    // Flags (`--memory-limit-gb`) are not broken over lines. Fails only if a hook is there, and this is the first.
+    let _ = miette::set_hook(Box::new(|_| {
+        Box::new(MietteHandlerOpts::new().word_splitter(WordSplitter::NoHyphenation).build())
+    }));
     let text = format!("{:?}", miette::Report::new(error));
     // Nothing is left to do if even stderr is closed.
     let _ = writeln!(anstream::stderr(), "{text}");
@@ -28,7 +35,12 @@ pub fn note(text: impl AsRef<str>) {
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = anstream::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(|error| Error::new(format!("standard output cannot be written: {error}")))
+    written.map_err(|error| unwritten(&error))
+}
+
+/// That stdout cannot be written.
+pub fn unwritten(error: &io::Error) -> Error {
+    Error::new(format!("standard output cannot be written: {error}"))
 }
 
 /// Columns of the terminal that stdout is, if it is one.
@@ -59,12 +71,31 @@ pub fn read(path: &Path) -> Result<String> {
     crate::job::read_text(path, LARGEST_FILE)
 }
 
+/// Whether a path means standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Refuses to write a command's result over the file that it was made from.
+///
+/// # Errors
+/// If both paths lead to the same file.
+pub fn keep_apart(input: &Path, output: &Path) -> Result<()> {
+    match (fs::canonicalize(input), fs::canonicalize(output)) {
+        (Ok(from), Ok(to)) if from == to && !is_stdout(output) => {
+            let message = format!("`{}` would be overwritten by what is made from it", input.display());
+            Err(Error::new(message).help("name another file with `-o`"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes a whole file or leaves what was there; see [`write_with`].
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    if path.as_os_str() == "-" {
+    if is_stdout(path) {
         return print(text);
     }
     write_with(path, |out| out.write_all(text.as_bytes()))
@@ -77,14 +108,20 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// If anything of that fails.
 pub fn write_with(path: &Path, pieces: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<()> {
     let refuse = |error: io::Error| Error::new(format!("`{}` cannot be written: {error}", path.display()));
+    // Without the name of the temporary file, which is nobody's business.
+    let refuse_beside = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            refuse(error.kind().into()).help("there is no such directory: make it, or name another")
+        }
+        kind => refuse(kind.into()),
+    };
     let all = |file: &mut dyn io::Write| {
         let mut out = io::BufWriter::new(file);
         pieces(&mut out)?;
         out.flush()
     };
-    if path.as_os_str() == "-" {
-        let written = all(&mut io::stdout().lock());
-        return written.map_err(|error| Error::new(format!("standard output cannot be written: {error}")));
+    if is_stdout(path) {
+        return all(&mut io::stdout().lock()).map_err(|error| unwritten(&error));
     }
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => {
@@ -105,7 +142,7 @@ pub fn write_with(path: &Path, pieces: impl FnOnce(&mut dyn io::Write) -> io::Re
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut beside = tempfile::Builder::new().prefix(".dualweave-").tempfile_in(folder).map_err(refuse)?;
+    let mut beside = tempfile::Builder::new().prefix(".dualweave-").tempfile_in(folder).map_err(refuse_beside)?;
     all(beside.as_file_mut()).and_then(|()| beside.as_file().sync_all()).map_err(refuse)?;
     set_default_permissions(&beside).map_err(refuse)?;
     beside.persist(&target).map_err(|error| refuse(error.error))?;

@@ -32,10 +32,10 @@ pub struct Args {
     #[arg(long, value_enum)]
     kind: ScheduleKind,
     /// Pipeline ranks.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pp: u32,
     /// Micro-batches of a step, over both directions.
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
     micro_batches: u32,
     /// Cost of a forward.
     #[arg(long, value_name = "COST", default_value = "1", allow_negative_numbers = true)]
@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "COST", default_value = "0", allow_negative_numbers = true)]
     comm: Decimal,
     /// Stages of each rank; `interleaved` only, the others fix it [default: 2].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     stages_per_rank: Option<u32>,
     /// What to print.
     #[arg(long, value_enum, default_value = "chart")]

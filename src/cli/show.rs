@@ -20,7 +20,7 @@ pub struct Args {
     /// The plan, as `dualweave compile` writes it.
     plan: PathBuf,
     /// Columns of the chart, at least 40; as wide as the terminal by default, 100 when piped.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(40..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(40..))]
     width: Option<u16>,
 }
 
@@ -48,10 +48,10 @@ fn chart(plan: &Plan, simulation: &Simulation, width: usize) -> String {
         let bar = |(action, span): (_, &crate::sim::Span)| {
             Bar::new(&plan.layout, rank, action, rounded(span.start), rounded(span.end))
         };
-        Row { label: rank.to_string(), bars: actions.map(bar).collect() }
+        Row { label: format!("rank {rank}"), bars: actions.map(bar).collect() }
     });
     let rows: Vec<Row> = rows.collect();
-    format!("{title}\n{}", render(&rows, rounded(simulation.pipeline), width))
+    format!("{title}\n\n{}", render(&rows, rounded(simulation.pipeline), width))
 }
 
 /// The power of ten to which times are rounded, so that the axis has numbers that can be read.

@@ -18,7 +18,7 @@ pub struct Args {
     /// The plan, as `dualweave compile` writes it.
     plan: PathBuf,
     /// Report on one pipeline rank, in more detail.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     rank: Option<u32>,
     /// Print everything as JSON: nanoseconds, bytes, shares from 0 to 1.
     #[arg(long)]

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{Verdict, output};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plan::Plan;
 use crate::verify::{Report, Rule, verify};
+use crate::view::numbers::{count, grouped};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -76,25 +77,5 @@ fn as_json(path: &Path, report: &Report, sealed: bool) -> Result<String> {
         "counts": report.counts,
         "violations": report.violations,
     });
-    let text = serde_json::to_string_pretty(&value)
-        .map_err(|error| Error::new(format!("the report cannot be written as JSON: {error}")))?;
-    Ok(text + "\n")
-}
-
-/// A number with its noun: `1 rank`, `12 345 items`.
-fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
-}
-
-/// Digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
+    output::to_json(&value)
 }

@@ -15,8 +15,9 @@ pub enum Placement {
     Loop,
     /// Rank r holds stages r and 2P-1-r.
     V,
-    /// Direction 0 runs stage r on rank r, direction 1 runs stage P-1-r there: every stage stands on two ranks. The first
-    /// half of the micro-batches (the larger, if odd) goes in direction 0.
+    /// Rank r holds stage r for direction 0 and stage P-1-r for direction 1.
+    ///
+    /// So every stage stands on two ranks. The first half of the micro-batches (the larger, if odd) goes in direction 0.
     Bidirectional,
 }
 

@@ -42,14 +42,23 @@ pub fn read_text(path: &std::path::Path, limit: u64) -> crate::Result<String> {
 
     let name = path.display();
     let refuse = |error: std::io::Error| Error::new(format!("`{name}` cannot be read: {error}"));
+    let too_large =
+        || Error::new(format!("`{name}` is larger than {limit} bytes")).help("give the file that was meant");
     let file = std::fs::File::open(path).map_err(refuse)?;
-    if file.metadata().map_err(refuse)?.is_dir() {
+    let about = file.metadata().map_err(refuse)?;
+    if about.is_dir() {
         return Err(Error::new(format!("`{name}` is a directory")).help("name a file in it"));
+    }
+    if is_device(&about) {
+        return Err(Error::new(format!("`{name}` is a device")).help("give a file or a pipe"));
+    }
+    if about.len() > limit {
+        return Err(too_large());
     }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(refuse)?;
     if bytes.len() as u64 > limit {
-        return Err(Error::new(format!("`{name}` is larger than {limit} bytes")));
+        return Err(too_large());
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -59,4 +68,16 @@ pub fn read_text(path: &std::path::Path, limit: u64) -> crate::Result<String> {
             .help("save it as UTF-8, or give the file that was meant")
             .at(&name.to_string(), &shown, at..at + char::REPLACEMENT_CHARACTER.len_utf8(), "here")
     })
+}
+
+/// Devices never end (`/dev/zero`) or wait for somebody to type.
+#[cfg(unix)]
+fn is_device(about: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    about.file_type().is_char_device() || about.file_type().is_block_device()
+}
+
+#[cfg(not(unix))]
+fn is_device(_: &std::fs::Metadata) -> bool {
+    false
 }

@@ -9,31 +9,31 @@ use crate::ir::Placement;
 #[command(next_help_heading = "Training (each replaces the job file's)")]
 pub struct Overrides {
     /// Pipeline ranks.
-    #[arg(long, value_name = "RANKS")]
+    #[arg(long, value_name = "RANKS", allow_negative_numbers = true)]
     pub pp: Option<u32>,
     /// GPUs that share one set of routed experts; divides dp × tp and the number of experts.
-    #[arg(long, value_name = "GPUS")]
+    #[arg(long, value_name = "GPUS", allow_negative_numbers = true)]
     pub ep: Option<u32>,
     /// GPUs that share one layer's attention and dense MLP.
-    #[arg(long, value_name = "GPUS")]
+    #[arg(long, value_name = "GPUS", allow_negative_numbers = true)]
     pub tp: Option<u32>,
     /// Replicas of a pipeline that see different data.
-    #[arg(long, value_name = "REPLICAS")]
+    #[arg(long, value_name = "REPLICAS", allow_negative_numbers = true)]
     pub dp: Option<u32>,
     /// Micro-batches of one replica in one step.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     pub micro_batches: Option<u32>,
     /// Sequences of a micro-batch.
-    #[arg(long, value_name = "SEQUENCES")]
+    #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true)]
     pub micro_batch_size: Option<u32>,
     /// Tokens of a sequence.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     pub sequence: Option<u32>,
     /// The pipeline schedule.
     #[arg(long, value_enum)]
     pub schedule: Option<ScheduleKind>,
     /// Stages that a rank holds (interleaved only).
-    #[arg(long, value_name = "STAGES")]
+    #[arg(long, value_name = "STAGES", allow_negative_numbers = true)]
     pub stages_per_rank: Option<u32>,
     /// Where stages live; can only confirm the schedule's own.
     #[arg(long, value_enum)]
@@ -45,10 +45,10 @@ pub struct Overrides {
     #[arg(long, value_enum)]
     pub overlap: Option<PairOrder>,
     /// SMs that dispatch and combine get.
-    #[arg(long, value_name = "SMS")]
+    #[arg(long, value_name = "SMS", allow_negative_numbers = true)]
     pub communication_sms: Option<u32>,
     /// Memory of a GPU that the plan may use, in GB (10^9 bytes).
-    #[arg(long, value_name = "GB")]
+    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
     pub memory_limit_gb: Option<f64>,
     /// Whether optimizer state is divided among the replicas (ZeRO-1).
     #[arg(long, value_name = "true|false", hide_possible_values = true)]

@@ -20,7 +20,9 @@ impl Plan {
     /// If the text is not a plan, or one of another version. What a plan *does* is not judged here: see [`crate::verify`].
     pub fn from_ron(name: &str, text: &str) -> Result<Self> {
         let options = Options::default().with_default_extension(Extensions::UNWRAP_NEWTYPES);
-        let refuse = |error: ron::error::SpannedError| crate::error::from_ron(name, text, &error);
+        let refuse = |error: ron::error::SpannedError| {
+            crate::error::from_ron(name, text, &error).help("a plan is what `dualweave compile` writes")
+        };
         match options.from_str::<Versioned>(text) {
             Ok(Versioned { version }) if version != VERSION => {
                 let place = text.find("version").unwrap_or(0);

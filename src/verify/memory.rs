@@ -36,12 +36,14 @@ pub fn check(plan: &Plan, report: &mut Report) {
         if total > memory {
             report.add(RULE, || {
                 // Stable: equal parts stay in order.
-                parts.sort_by(|a, b| b.1.cmp(&a.1));
+                parts.sort_by_key(|part| std::cmp::Reverse(part.1));
                 let named = |(name, bytes): &(String, u128)| format!("{name} {}", show(*bytes));
                 let largest: Vec<String> = parts.iter().take(NAMED).map(named).collect();
                 let message = format!(
-                    "needs {total} bytes, {} more than the {memory} bytes that there are; most of it is {}",
+                    "needs {}, {} more than the {} that there are; most of it is {}",
+                    show(total),
                     show(total - memory),
+                    show(memory),
                     largest.join(", ")
                 );
                 match peak.item {

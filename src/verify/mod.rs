@@ -45,13 +45,13 @@ use crate::plan::Plan;
 /// Checks a plan against every rule. If it is not even well-formed, the other rules are not asked: they would have no
 /// meaning.
 pub fn verify(plan: &Plan) -> Report {
-    let mut report = Report::default();
-    report.checked = Checked {
+    let checked = Checked {
         ranks: plan.ranks.len(),
         items: plan.ranks.iter().map(|rank| rank.items.len()).sum(),
         programs: plan.programs.len(),
         rules: 1,
     };
+    let mut report = Report { checked, ..Report::default() };
     well_formed::check(plan, &mut report);
     if !report.is_safe() {
         return report;

@@ -1,7 +1,7 @@
 //! What people and other tools see of a plan. Everything here turns data into text; nothing decides anything.
 
 pub mod chart;
-mod numbers;
+pub(crate) mod numbers;
 pub mod perfetto;
 pub mod simulation;
 pub(crate) mod table;

@@ -116,9 +116,12 @@ fn ready(plan: &Plan, states: &[Vec<State>], rank: usize, item: usize) -> bool {
         && items[item].1.iter().all(|&after| states[rank][after as usize] == State::Ended)
 }
 
+/// An item: rank and index.
+type At = (usize, usize);
+
 /// For every item, all items that start and end with it, itself included.
-fn meets(plan: &Plan) -> Result<BTreeMap<(usize, usize), Vec<(usize, usize)>>, String> {
-    let mut groups: BTreeMap<(Vec<u32>, bool, usize), Vec<(usize, usize)>> = BTreeMap::new();
+fn meets(plan: &Plan) -> Result<BTreeMap<At, Vec<At>>, String> {
+    let mut groups: BTreeMap<(Vec<u32>, bool, usize), Vec<At>> = BTreeMap::new();
     let mut meets = BTreeMap::new();
     for (rank, there) in plan.ranks.iter().enumerate() {
         let mut counts: BTreeMap<(Vec<u32>, bool), usize> = BTreeMap::new();
@@ -190,15 +193,16 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
             Task::FB(f, b) => (Some(f), Some(b)),
             _ => (None, None),
         };
-        if let Some((s, m)) = f {
-            if runs(s + 1, m) {
-                push(RingOf::HandoffAct(s), ('a', s, m), here, forward(s + 1, m))?;
-            }
+        if let Some((s, m)) = f
+            && runs(s + 1, m)
+        {
+            push(RingOf::HandoffAct(s), ('a', s, m), here, forward(s + 1, m))?;
         }
-        if let Some((s, m)) = i {
-            if s > 0 && runs(s - 1, m) {
-                push(RingOf::HandoffGrad(s), ('g', s, m), here, input(s - 1, m))?;
-            }
+        if let Some((s, m)) = i
+            && s > 0
+            && runs(s - 1, m)
+        {
+            push(RingOf::HandoffGrad(s), ('g', s, m), here, input(s - 1, m))?;
         }
         match item.0 {
             Task::SendAct(s, m, to) => push(RingOf::Outbox(to), ('a', s, m), forward(s, m), here)?,

@@ -141,7 +141,7 @@ pub fn disturb(plan: &mut Plan, kind: u32, at: [usize; 3]) {
         5 => {
             let ring = at[1] % plan.ranks[rank].rings.len();
             let ring = &mut plan.ranks[rank].rings[ring];
-            ring.slots = if at[2] % 2 == 0 { ring.slots + 1 } else { (ring.slots - 1).max(1) };
+            ring.slots = if at[2].is_multiple_of(2) { ring.slots + 1 } else { (ring.slots - 1).max(1) };
         }
         6 => {
             let ring = at[1] % plan.ranks[rank].rings.len();

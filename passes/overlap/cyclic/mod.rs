@@ -2,7 +2,7 @@
 //!
 //! Each op runs once per period on its engine. An op of one repetition may need what another made some repetitions before
 //! (`distance`). Wanted is the shortest period. It can never be below the load of the busiest engine, nor below the length
-//! of a chain that must close within a repetition; [`search`] starts from that bound and stops when it is met.
+//! of a chain that must close within a repetition; [`search()`] starts from that bound and stops when it is met.
 
 mod period;
 mod search;

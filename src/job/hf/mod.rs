@@ -4,7 +4,7 @@
 //! Python classes differ between versions), a value that changes it in a way that [`Model`] cannot express is refused by
 //! name, and so is a key that nobody asked for and that sounds like it matters. Passed over: token ids, dtypes,
 //! initialisers, dropout, position scaling, and `quantization_config`, which describes the stored checkpoint and not the
-//! training. Each family of models has a file here; [`reader`] gives them typed access.
+//! training. Each family of models has a file here; `reader` gives them typed access.
 
 mod deepseek;
 mod gpt_oss;

@@ -9,7 +9,7 @@ use super::Simulated;
 use crate::sim::{Activity, RankTiming, Rates, Relief, Wait};
 use crate::units::{Bytes, Nanos};
 use crate::view::numbers::{count, grouped, percent};
-use crate::view::table::{align_right, new as new_table};
+use crate::view::table::{finish, new as new_table};
 
 /// With more ranks than this, only those that say something are listed.
 const LISTED_RANKS: usize = 16;
@@ -141,7 +141,7 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
             timing.waits.first().map_or(String::new(), |wait| wait_text(wait, timing.bubble)),
         ]);
     }
-    align_right(&mut table, &[0, 2, 3, 4, 5, 6]);
+    finish(&mut table, &[0, 2, 3, 4, 5, 6]);
     let mut text = format!("{table}\n");
     if listed.len() < ranks.len() {
         let others = (0..ranks.len()).filter(|rank| !listed.contains(rank));
@@ -201,7 +201,7 @@ fn activity_table(simulated: &Simulated, rank: usize, width: usize) -> String {
         let name = activity.map_or(name.to_owned(), |activity| activity.to_string());
         table.add_row(vec![name, grouped(number), Nanos(time.0 / number).to_string(), time.to_string()]);
     }
-    align_right(&mut table, &[1, 2, 3]);
+    finish(&mut table, &[1, 2, 3]);
     format!("{table}\n")
 }
 
@@ -211,7 +211,7 @@ fn waits_table(timing: &RankTiming, width: usize) -> String {
         let share = percent(wait.time.as_f64(), timing.bubble.as_f64());
         table.add_row(vec![wait.cause.to_string(), wait.time.to_string(), share]);
     }
-    align_right(&mut table, &[1, 2]);
+    finish(&mut table, &[1, 2]);
     format!("{table}\n")
 }
 
@@ -223,7 +223,7 @@ fn memory_table(simulated: &Simulated, rank: usize, width: usize) -> String {
         table.add_row(vec![kind.to_string(), bytes.to_string(), percent(bytes.as_f64(), limit)]);
     }
     table.add_row(vec!["all".to_owned(), memory.peak.to_string(), percent(memory.peak.as_f64(), limit)]);
-    align_right(&mut table, &[1, 2]);
+    finish(&mut table, &[1, 2]);
     let need = memory.need;
     format!(
         "{table}\nActivations of {} are held then.\nNeeded in all: {} ({} state, {} activations, {} message buffers, {} \
