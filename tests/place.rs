@@ -156,9 +156,12 @@ fn needs(plan: &Plan, rank: u32) -> Vec<(usize, usize)> {
     needs
 }
 
-/// The messages that a rank sends to, or receives from, each other rank, in order.
-fn channels(plan: &Plan, sent: bool) -> BTreeMap<(u32, u32), Vec<(bool, u32, u32)>> {
-    let mut channels: BTreeMap<(u32, u32), Vec<(bool, u32, u32)>> = BTreeMap::new();
+/// By (sender, receiver) the messages in order, as (is a gradient, stage, micro-batch).
+type Channels = BTreeMap<(u32, u32), Vec<(bool, u32, u32)>>;
+
+/// The messages that the ranks send, or those that they receive.
+fn channels(plan: &Plan, sent: bool) -> Channels {
+    let mut channels = Channels::new();
     for (rank, list) in (0..).zip(&plan.ranks) {
         for Item(task, _) in &list.items {
             let (channel, message) = match *task {
