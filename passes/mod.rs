@@ -13,7 +13,7 @@ pub mod split;
 pub mod unit_work;
 
 use crate::error::Result;
-use crate::ir::{Layout, Stage};
+use crate::ir::{ChunkId, Hops, Layout, Stage};
 use crate::job::Job;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
@@ -55,19 +55,19 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     let split = split::split(job, &lowered);
     let options = overlap::Options {
         communication_sms: training.communication_sms,
+        order: training.overlap,
         pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
     let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
 
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
-    let hop = hop(job, &machine, &lowered.layout, &stages);
-    let problem = overlapped.problem(lowered.layout, hop);
+    let problem = overlapped.problem(lowered.layout, hops(job, &machine, &lowered.layout, &stages));
     let timetable = pipeline::generate(training.schedule, &lowered.layout)?;
     let replay = pipeline::replay(&problem, &timetable)?;
     let certificate = Certificate { makespan: replay.makespan, lower_bound: pipeline::lower_bound(&problem) };
 
     let gather = training.sharded_optimizer;
-    let input = place::Input { timetable: &timetable, replay: &replay, hop, stages: &stages, gather };
+    let input = place::Input { problem: &problem, timetable: &timetable, replay: &replay, stages: &stages, gather };
     let ranks = place::place(input);
     let loads = lowered.stages.into_iter().zip(&split).map(|(stage, split)| {
         let (computation, communication) = split::loads(&split.chunk, &machine, training.communication_sms);
@@ -78,11 +78,15 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     Ok(Compiled { plan, loads, communication_sms: training.communication_sms })
 }
 
-/// The longest time of a message between two ranks of the pipeline.
-fn hop(job: &Job, machine: &Machine, layout: &Layout, stages: &[PlanStage]) -> Nanos {
+/// Times of the messages between neighbouring stages, as `sim` will see them.
+fn hops(job: &Job, machine: &Machine, layout: &Layout, stages: &[PlanStage]) -> Hops {
     let gpus = u64::from(job.training.dp) * u64::from(job.training.tp);
-    let bytes = stages.iter().map(|stage| stage.output).max().unwrap_or_default();
-    let neighbours = (0..layout.ranks).map(|rank| (rank, (rank + 1) % layout.ranks));
-    let hops = neighbours.filter(|(a, b)| a != b);
-    hops.map(|(a, b)| machine.transfer(bytes, machine.ranks_share_node(gpus, a, b))).max().unwrap_or(Nanos::ZERO)
+    let hop = |boundary: u32, micro_batch: u32| {
+        let rank = |stage| layout.rank_of(ChunkId::new(stage, micro_batch));
+        let same_node = machine.ranks_share_node(gpus, rank(boundary), rank(boundary + 1));
+        machine.transfer(stages[boundary as usize].output, same_node)
+    };
+    // The first micro-batch travels in direction 0, the last in direction 1 if there is one.
+    let last = layout.micro_batches.saturating_sub(1);
+    Hops::Boundaries((0..layout.stages.saturating_sub(1)).map(|s| [hop(s, 0), hop(s, last)]).collect())
 }

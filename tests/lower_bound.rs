@@ -1,6 +1,6 @@
 //! The lower bound against the optimum of small instances, found by trying everything.
 
-use dualweave::ir::{Action, ChunkId, Layout, PairCost, Phase, Placement, Problem, StageCost};
+use dualweave::ir::{Action, ChunkId, Hops, Layout, PairCost, Phase, Placement, Problem, StageCost};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{generate, lower_bound, replay};
 use dualweave::units::Nanos;
@@ -48,7 +48,8 @@ fn meets_zb_h1() {
     for (ranks, micro_batches) in [(1, 5), (4, 8), (8, 24)] {
         let layout = Layout::new(Placement::Linear, ranks, 1, micro_batches);
         let cost = StageCost { f: Nanos(1), i: Nanos(1), w: Nanos(1), b: Nanos(2) };
-        let problem = Problem { layout, stages: vec![cost; ranks as usize], pair: PairCost::Sum, hop: Nanos(0) };
+        let problem =
+            Problem { layout, stages: vec![cost; ranks as usize], pair: PairCost::Sum, hops: Hops::Uniform(Nanos(0)) };
         let optimum = Nanos(u64::from(3 * micro_batches + ranks - 1));
         let timetable = generate(ScheduleKind::ZbH1, &layout).unwrap();
         assert_eq!(replay(&problem, &timetable).unwrap().makespan, optimum, "P{ranks} M{micro_batches}");
@@ -61,7 +62,7 @@ fn meets_zb_h1() {
 fn follows_a_single_micro_batch_home() {
     let layout = Layout::new(Placement::Linear, 3, 1, 1);
     let cost = StageCost { f: Nanos(1), i: Nanos(2), w: Nanos(3), b: Nanos(5) };
-    let problem = Problem { layout, stages: vec![cost; 3], pair: PairCost::Sum, hop: Nanos(10) };
+    let problem = Problem { layout, stages: vec![cost; 3], pair: PairCost::Sum, hops: Hops::Uniform(Nanos(10)) };
     assert_eq!(lower_bound(&problem), Nanos(23 + 24 + 5));
 }
 
@@ -92,7 +93,7 @@ impl Draw {
                 PairCost::Table((0..4).map(|_| ((stage(self), stage(self)), Nanos(2 + self.below(8)))).collect())
             }
         };
-        Problem { layout, stages, pair, hop: Nanos(self.below(3)) }
+        Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(self.below(3))) }
     }
 }
 
@@ -196,7 +197,10 @@ impl<'a> Search<'a> {
         let layout = self.problem.layout;
         let mut start = self.free[rank as usize];
         let mut read = |phase, chunk: ChunkId| {
-            let hop = if layout.rank_of(chunk) == rank { 0 } else { self.problem.hop.0 };
+            let hop = match self.problem.hops {
+                Hops::Uniform(hop) if layout.rank_of(chunk) != rank => hop.0,
+                _ => 0,
+            };
             start = start.max(self.ended(phase, chunk).unwrap() + hop);
         };
         if let Some(f) = action.forward().filter(|f| f.stage > 0) {

@@ -5,7 +5,7 @@ mod fixture;
 
 use std::collections::BTreeMap;
 
-use dualweave::ir::{Action, ChunkId, Layout, PairCost, Phase, Problem, Program, ProgramKind, StageCost};
+use dualweave::ir::{Action, ChunkId, Hops, Layout, PairCost, Phase, Problem, Program, ProgramKind, StageCost};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{Replay, generate, precondition, replay};
 use dualweave::passes::place::{Input, place};
@@ -30,7 +30,7 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
         layout,
         stages: (0..stages).map(cost).collect(),
         pair: PairCost::Table(pairs.clone().map(|(f, b)| ((f, b), Nanos(pair_cost(f, b)))).collect()),
-        hop: Nanos(hop),
+        hops: Hops::Uniform(Nanos(hop)),
     };
     let timetable = generate(kind, &layout).unwrap();
     let replay = replay(&problem, &timetable).unwrap();
@@ -60,7 +60,7 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
         })
         .collect();
     plan.pairs = pairs.map(|(f, b)| Pair { f, b, program: add(ProgramKind::FB, Phase::F, pair_cost(f, b)) }).collect();
-    let input = Input { timetable: &timetable, replay: &replay, hop: Nanos(hop), stages: &plan.stages, gather: true };
+    let input = Input { problem: &problem, timetable: &timetable, replay: &replay, stages: &plan.stages, gather: true };
     let ranks = place(input);
     plan.ranks = ranks;
     // All ranks on one node, so that every message takes its bytes in ns.

@@ -150,6 +150,13 @@ fn a_trace_has_every_item_and_every_op() {
 }
 
 #[test]
+fn the_chart_shows_simulated_times() {
+    let text = stdout(&dualweave(&plan(), &["show", "--width", "80"]));
+    insta_settings().bind(|| insta::assert_snapshot!("show_chart", text));
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
 fn tokens_are_the_compute_items() {
     let text = stdout(&dualweave(&plan(), &["export", "--format", "tokens"]));
     assert_eq!(text, "F0.0 F0.1 B0.0 BW0.1 W0.0\nF0.0 FB0.1:0.0 BW0.1\n");

@@ -7,10 +7,9 @@ use crate::ir::{Op, ProgramOp, Stream};
 use crate::machine::Machine;
 use crate::units::Nanos;
 
-/// Orders `ops` (whose `needs` point to earlier entries): whenever an engine is free, of the ops that are ready the one
-/// with the longest path to the end starts; ties go to the earlier entry. Exchanges get `comm_sms`. A computation gets the
-/// other SMs if an exchange may run beside it, else all.
-pub fn schedule(ops: &[Op], machine: &Machine, comm_sms: u32) -> Vec<ProgramOp> {
+/// A launch order of `ops` (whose `needs` point to earlier entries): whenever an engine is free, of the ops that are ready
+/// the one with the longest path to the end starts; ties go to the earlier entry.
+pub fn order(ops: &[Op], machine: &Machine, comm_sms: u32) -> Vec<usize> {
     let stream = |op: &Op| if op.work.is_exchange() { Stream::Comm } else { Stream::Compute };
     let overlaps = ops.iter().any(|op| op.work.is_exchange()) && ops.iter().any(|op| !op.work.is_exchange());
     let compute_sms = if overlaps { machine.sms - comm_sms } else { machine.sms };
@@ -49,7 +48,7 @@ pub fn schedule(ops: &[Op], machine: &Machine, comm_sms: u32) -> Vec<ProgramOp> 
             }
         }
     }
-    launch(ops, &order, comm_sms, machine.sms)
+    order
 }
 
 /// An engine and the ops that could run on it.
@@ -86,28 +85,24 @@ impl Engine {
     }
 }
 
-/// The program of an order: waits only where the streams do not give the order by themselves, and all SMs to a
-/// computation that nothing can run beside.
-fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<ProgramOp> {
+/// The program of a launch order: waits only where the streams do not give the order by themselves. Exchanges get
+/// `comm_sms`; a computation gets the other SMs if an exchange may run beside it, else all.
+pub fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<ProgramOp> {
     let mut place = vec![0usize; ops.len()];
     for (position, &at) in order.iter().enumerate() {
         place[at] = position;
     }
     let mut program: Vec<ProgramOp> = Vec::with_capacity(order.len());
-    // seen[position]: how many launched ops of the other stream have certainly ended when this one starts, as the position
-    // after the last of them.
-    let mut seen: Vec<usize> = Vec::with_capacity(order.len());
-    let mut last: [Option<usize>; 2] = [None, None];
-    for (position, &at) in order.iter().enumerate() {
+    // Per stream: of the other one, the position after the last op that has certainly ended.
+    let mut known = [0usize; 2];
+    for &at in order {
         let op = &ops[at];
         let exchange = op.work.is_exchange();
         let mine = usize::from(exchange);
-        let known = last[mine].map_or(0, |before| seen[before]);
         let crossing =
             op.needs.iter().map(|&need| need as usize).filter(|&need| ops[need].work.is_exchange() != exchange);
-        let wait = crossing.map(|need| place[need]).max().filter(|&need| need >= known);
-        seen.push(wait.map_or(known, |need| need + 1));
-        last[mine] = Some(position);
+        let wait = crossing.map(|need| place[need]).max().filter(|&need| need >= known[mine]);
+        known[mine] = wait.map_or(known[mine], |need| need + 1);
         program.push(ProgramOp {
             component: op.component,
             phase: op.phase,
@@ -117,16 +112,37 @@ fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<Progr
             waits: wait.map(|need| need as u32).into_iter().collect(),
         });
     }
-    let exchanges: Vec<usize> =
-        (0..program.len()).filter(|&position| program[position].stream() == Stream::Comm).collect();
-    for position in 0..program.len() {
-        // Of the exchanges that may not have ended, the first is the one that could start earliest: what an exchange has
-        // seen only grows along its stream.
-        let open = exchanges.partition_point(|&exchange| exchange < seen[position]);
-        let beside = exchanges.get(open).is_some_and(|&exchange| seen[exchange] <= position);
-        if program[position].stream() == Stream::Compute && beside {
-            program[position].sms = all_sms - comm_sms;
+    for (before, after) in beside(&program) {
+        for position in [before, after] {
+            if program[position].stream() == Stream::Compute {
+                program[position].sms = all_sms - comm_sms;
+            }
         }
     }
     program
+}
+
+/// Pairs of a computation and an exchange that may run at the same time, as positions in the program, the one that is
+/// launched first in front.
+pub fn beside(program: &[ProgramOp]) -> Vec<(usize, usize)> {
+    // Per op: of the other stream, the position after the last op that has certainly ended when it starts.
+    let mut known = [0usize; 2];
+    let mut seen: Vec<usize> = Vec::with_capacity(program.len());
+    for op in program {
+        let known = &mut known[op.stream() as usize];
+        *known = op.waits.iter().map(|&wait| wait as usize + 1).fold(*known, usize::max);
+        seen.push(*known);
+    }
+    let positions = |stream: Stream| (0..program.len()).filter(move |&position| program[position].stream() == stream);
+    let exchanges: Vec<usize> = positions(Stream::Comm).collect();
+    let mut pairs = Vec::new();
+    for position in positions(Stream::Compute) {
+        // Those that may not have ended when this op starts, as long as they need not wait for it: what exchanges have seen
+        // only grows along their stream.
+        let open = exchanges.partition_point(|&exchange| exchange < seen[position]);
+        let beside = exchanges[open..].iter().take_while(|&&exchange| seen[exchange] <= position);
+        pairs.extend(beside.map(|&exchange| (position.min(exchange), position.max(exchange))));
+    }
+    pairs.sort_unstable();
+    pairs
 }

@@ -1,14 +1,22 @@
-//! `overlap`: orders the ops of chunk programs on two engines — computation and communication — by list scheduling, with
-//! a fixed number of SMs for communication.
+//! `overlap`: orders the ops of chunk programs on two engines — computation and communication — with a fixed number of SMs
+//! for communication.
 //!
-//! One program for each phase of each stage, and one for each pair FB that a rank can form. It is a first, simple overlap:
-//! the op with the longest path behind it goes first. It does not search, cut ops, or choose SM numbers.
+//! One program for each phase of each stage, and one for each pair FB that a rank can form. Pairs can have the orders that
+//! people wrote by hand, or the shortest of these, a list schedule, and the best steady state of a layer pair ([`cyclic`]),
+//! improved by local search. It does not cut ops or choose SM numbers.
 
+pub mod cyclic;
 mod list;
+mod orders;
+
+pub use orders::launch_order;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{Chunk, Component, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost};
+use crate::ir::{
+    Chunk, Component, Hops, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost,
+};
+use crate::job::training::PairOrder;
 use crate::machine::Machine;
 use crate::passes::split::SplitStage;
 use crate::sim::time_program;
@@ -19,6 +27,8 @@ use crate::units::{Bytes, Nanos};
 pub struct Options {
     /// SMs for communication.
     pub communication_sms: u32,
+    /// How pairs are ordered.
+    pub order: PairOrder,
     /// Whether programs of pairs are wanted.
     pub pairs: bool,
 }
@@ -80,15 +90,15 @@ pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, option
 }
 
 impl Overlapped {
-    /// The pipeline problem that these programs pose. `hop` is the time of a message between ranks.
-    pub fn problem(&self, layout: Layout, hop: Nanos) -> Problem {
+    /// The pipeline problem that these programs pose.
+    pub fn problem(&self, layout: Layout, hops: Hops) -> Problem {
         let time = |program: u32| self.durations[program as usize];
         let cost = |p: &StagePrograms| StageCost { f: time(p.f), i: time(p.i), w: time(p.w), b: time(p.b) };
         Problem {
             layout,
             stages: self.stages.iter().map(cost).collect(),
             pair: PairCost::Table(self.pairs.iter().map(|(&pair, &program)| (pair, time(program))).collect()),
-            hop,
+            hops,
         }
     }
 }
@@ -105,7 +115,7 @@ struct Programs<'a> {
 impl Programs<'_> {
     fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
         let ops = dependencies(kind, forward, backward);
-        let order = list::schedule(&ops, self.machine, self.options.communication_sms);
+        let order = orders::arrange(kind, &ops, self.machine, self.options.communication_sms, self.options.order);
         let program = Program { kind, workspace: workspace(&ops, &order), ops: order };
         if let Some(&index) = self.known.get(&program) {
             return index;

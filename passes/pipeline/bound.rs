@@ -3,7 +3,7 @@
 //! A bound over every timetable of the same placement and costs, whatever its memory: backwards whole or split, any
 //! forward overlapped with any backward of its rank. It does not search; it is no estimate of what can be reached.
 
-use crate::ir::{ChunkId, Layout, Placement, Problem};
+use crate::ir::{Layout, Placement, Problem};
 use crate::units::Nanos;
 
 /// A makespan that no timetable over the problem's placement is below. Linear in the number of chunks.
@@ -41,9 +41,8 @@ impl Path {
         let layout = &problem.layout;
         let last = layout.stages as usize - 1;
         let fastest: Vec<Fastest> = (0..layout.stages).map(|stage| Fastest::of(problem, stage)).collect();
-        // Between stage s and s + 1, the same in both directions of a bidirectional pipeline.
-        let rank = |s: usize| layout.rank_of(ChunkId::new(s as u32, 0));
-        let hop = |s: usize| if rank(s) == rank(s + 1) { Nanos::ZERO } else { problem.hop };
+        // Between stage s and s + 1, in the quicker direction of a bidirectional pipeline.
+        let hop = |s: usize| problem.hop(s as u32, 0).min(problem.hop(s as u32, layout.micro_batches - 1));
 
         let mut before_forward = vec![Nanos::ZERO; last + 1];
         for s in 0..last {

@@ -1,6 +1,6 @@
 //! Runs a timetable against its costs: every action as soon as its rank is free and what it reads is there.
 //!
-//! Only data dependencies and order are replayed. Transfers take `hop` and do not contend; buffers are not limited.
+//! Only data dependencies and order are replayed. Transfers take the problem's hop and do not contend; buffers are not limited.
 
 use crate::error::{Error, Result};
 use crate::ir::{Action, ChunkId, Layout, Phase, Problem, Timetable};
@@ -49,7 +49,7 @@ impl Replay {
 /// The times of a timetable. Linear in the number of actions.
 ///
 /// F(s, m) reads what F(s-1, m) made; I(s, m) reads what F(s, m) and I(s+1, m) made; W(s, m) reads what I(s, m) made. What
-/// another rank made arrives `hop` later. The parts of B and FB all start and end with the action.
+/// another rank made arrives a hop later. The parts of B and FB all start and end with the action.
 ///
 /// # Errors
 /// If `timetable` is not of the problem's layout, runs a chunk elsewhere than the layout says, lacks or repeats a part of
@@ -109,8 +109,7 @@ impl<'a> Run<'a> {
         let at = rank as usize;
         for &action in &timetable.ranks[at][self.spans[at].len()..] {
             let mut start = self.free[at];
-            for (phase, chunk) in reads(&self.problem.layout, action).into_iter().flatten() {
-                let hop = if self.problem.layout.rank_of(chunk) == rank { Nanos::ZERO } else { self.problem.hop };
+            for (phase, chunk, hop) in reads(self.problem, action).into_iter().flatten() {
                 match self.part(phase, chunk) {
                     Part::Ended(end) => start = start.max(*end + hop),
                     part => {
@@ -137,9 +136,10 @@ impl<'a> Run<'a> {
     /// The action at which `rank` stands and the part that it waits for.
     fn waits_at(&mut self, rank: u32) -> Option<(Action, (Phase, ChunkId))> {
         let action = *self.timetable.ranks[rank as usize].get(self.spans[rank as usize].len())?;
-        let missing = reads(&self.problem.layout, action)
+        let missing = reads(self.problem, action)
             .into_iter()
             .flatten()
+            .map(|(phase, chunk, _)| (phase, chunk))
             .find(|&(phase, chunk)| !matches!(self.part(phase, chunk), Part::Ended(_)))?;
         Some((action, missing))
     }
@@ -170,16 +170,24 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What an action reads: the part that makes it, and of which chunk. W within B and FB reads what I made there.
-fn reads(layout: &Layout, action: Action) -> [Option<(Phase, ChunkId)>; 3] {
-    let activation = |c: ChunkId| (c.stage > 0).then(|| (Phase::F, ChunkId::new(c.stage - 1, c.micro_batch)));
-    let gradient =
-        |c: ChunkId| (c.stage + 1 < layout.stages).then(|| (Phase::I, ChunkId::new(c.stage + 1, c.micro_batch)));
+/// What an action reads: the part that makes it, of which chunk, and how long it takes to come from there. W within B and
+/// FB reads what I made there.
+fn reads(problem: &Problem, action: Action) -> [Option<(Phase, ChunkId, Nanos)>; 3] {
+    let activation = |c: ChunkId| {
+        let before = c.stage.checked_sub(1)?;
+        Some((Phase::F, ChunkId::new(before, c.micro_batch), problem.hop(before, c.micro_batch)))
+    };
+    let gradient = |c: ChunkId| {
+        let after = c.stage + 1;
+        let made = || (Phase::I, ChunkId::new(after, c.micro_batch), problem.hop(c.stage, c.micro_batch));
+        (after < problem.layout.stages).then(made)
+    };
+    let own = |phase, c: ChunkId| Some((phase, c, Nanos::ZERO));
     match action {
         Action::F(c) => [activation(c), None, None],
-        Action::B(c) | Action::I(c) => [Some((Phase::F, c)), gradient(c), None],
-        Action::W(c) => [Some((Phase::I, c)), None, None],
-        Action::FB(f, b) => [activation(f), Some((Phase::F, b)), gradient(b)],
+        Action::B(c) | Action::I(c) => [own(Phase::F, c), gradient(c), None],
+        Action::W(c) => [own(Phase::I, c), None, None],
+        Action::FB(f, b) => [activation(f), own(Phase::F, b), gradient(b)],
     }
 }
 

@@ -13,7 +13,7 @@ mod waits;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Action, ChunkId, Layout, Phase, Timetable};
+use crate::ir::{Action, ChunkId, Layout, Phase, Problem, Timetable};
 use crate::passes::pipeline::Replay;
 use crate::plan::{Item, PlanRank, PlanStage, Ring, RingOf, Task};
 use crate::units::{Bytes, Nanos};
@@ -22,13 +22,13 @@ use messages::Messages;
 /// What the pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
+    /// What the timetable solves. Its hops must not be zero where actions take no time: else the replay's moments do not
+    /// order what happens on different ranks.
+    pub problem: &'a Problem,
     /// The order of actions.
     pub timetable: &'a Timetable,
     /// Their times.
     pub replay: &'a Replay,
-    /// Time of a message between ranks, as in the replay. Not zero where actions take no time: else the replay's moments
-    /// do not order what happens on different ranks.
-    pub hop: Nanos,
     /// Sizes, by stage.
     pub stages: &'a [PlanStage],
     /// Whether updated parameters are gathered (sharded optimizer).

@@ -1,6 +1,6 @@
 //! How many slots each ring of a rank needs.
 
-use super::messages::{Messages, receive_positions};
+use super::messages::{Message, Messages, receive_positions};
 use super::{Input, ring};
 use crate::plan::{Ring, RingOf};
 use crate::units::{Bytes, Nanos};
@@ -14,6 +14,10 @@ pub fn rings(input: &Input, messages: &Messages, rank: u32) -> Vec<Ring> {
         let bytes = channel.iter().map(|message| message_bytes(input, message.gradient, message.chunk.stage)).max();
         let bytes = bytes.unwrap_or_default();
         let maker = |k: usize| spans[from as usize][channel[k].maker];
+        let hop = |message: &Message| {
+            let stage = message.chunk.stage;
+            input.problem.hop(if message.gradient { stage - 1 } else { stage }, message.chunk.micro_batch)
+        };
         let reader = |k: usize| spans[to as usize][channel[k].reader];
         if to == rank {
             // Taken when the transfer can start, free when its reader has ended.
@@ -26,7 +30,7 @@ pub fn rings(input: &Input, messages: &Messages, rank: u32) -> Vec<Ring> {
         if from == rank {
             // Taken when its maker starts, free when the transfer has ended.
             let taken: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).start).collect();
-            let freed: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).end + input.hop).collect();
+            let freed: Vec<Nanos> = (0..channel.len()).map(|k| maker(k).end + hop(&channel[k])).collect();
             let makers: Vec<usize> = channel.iter().map(|message| message.maker).collect();
             let in_order = slots(&makers, &makers, true);
             rings.push(ring(RingOf::Outbox(to), slots(&taken, &freed, false).max(in_order), bytes));

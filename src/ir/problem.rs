@@ -14,8 +14,8 @@ pub struct Problem {
     pub stages: Vec<StageCost>,
     /// Duration of an overlapped pair.
     pub pair: PairCost,
-    /// Time for an activation or a gradient to reach another rank. Between stages of one rank it is zero.
-    pub hop: Nanos,
+    /// Time of a message between stages; see [`Problem::hop`].
+    pub hops: Hops,
 }
 
 /// What one chunk of a stage costs.
@@ -29,6 +29,15 @@ pub struct StageCost {
     pub w: Nanos,
     /// Full backward; may be less than I + W, where W hides communication.
     pub b: Nanos,
+}
+
+/// Time of a message, an activation or a gradient, between the ranks of neighbouring stages.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Hops {
+    /// The same everywhere.
+    Uniform(Nanos),
+    /// By boundary (s: between stages s and s+1) and direction of the micro-batch.
+    Boundaries(Vec<[Nanos; 2]>),
 }
 
 /// Duration of an overlapped pair FB.
@@ -52,6 +61,18 @@ impl Problem {
             Action::I(c) => of(c).i,
             Action::W(c) => of(c).w,
             Action::FB(f, b) => self.pair_cost(f.stage, b.stage),
+        }
+    }
+
+    /// Time of a message between stages `boundary` and `boundary` + 1, for a micro-batch: zero where one rank has both.
+    pub fn hop(&self, boundary: u32, micro_batch: u32) -> Nanos {
+        let rank = |stage| self.layout.rank_of(ChunkId { stage, micro_batch });
+        if rank(boundary) == rank(boundary + 1) {
+            return Nanos::ZERO;
+        }
+        match &self.hops {
+            Hops::Uniform(hop) => *hop,
+            Hops::Boundaries(hops) => hops[boundary as usize][self.layout.direction(micro_batch) as usize],
         }
     }
 

@@ -44,6 +44,28 @@ pub struct Gpu {
     pub fp8_tflops: Option<f64>,
     /// Memory bandwidth, in GB/s.
     pub hbm_gb_s: f64,
+    /// What was measured on this GPU; replaces the machine model's own numbers one by one.
+    #[serde(default)]
+    pub measured: MeasuredGpu,
+}
+
+/// Measured speed of kernels on the whole GPU. What is left out is the machine model's: see `machine`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeasuredGpu {
+    /// Long bf16 products, in TFLOP/s.
+    pub bf16_gemm_tflops: Option<f64>,
+    /// FP8 products: points (inner dimension, TFLOP/s), ascending; straight lines between, flat outside.
+    pub fp8_gemm_tflops: Vec<(u32, f64)>,
+    /// Fused attention forward, in TFLOP/s.
+    pub attention_forward_tflops: Option<f64>,
+    /// Fused attention backward, in TFLOP/s.
+    pub attention_backward_tflops: Option<f64>,
+    /// Points (SMs, share of the whole GPU's speed), ascending, for kernels that are told to use fewer SMs; straight lines
+    /// between, from (0, 0), flat after the last. Default: the share of the SMs.
+    pub sm_share: Vec<(u32, f64)>,
+    /// Gap between two kernels of one stream, in microseconds.
+    pub launch_us: Option<f64>,
 }
 
 /// A link, as one GPU sees it.

@@ -1,7 +1,7 @@
 //! Flags that replace fields of a job's `training` part, so that one file serves many runs.
 
 use super::Training;
-use super::training::{Recompute, ScheduleKind};
+use super::training::{PairOrder, Recompute, ScheduleKind};
 use crate::ir::Placement;
 
 /// What the command line says about the training run; it wins over the job file.
@@ -41,6 +41,9 @@ pub struct Overrides {
     /// What is computed again in the backward pass: a list of `norms`, `mla-up`, `swiglu`; or `none`.
     #[arg(long, value_name = "LIST", value_parser = recompute)]
     pub recompute: Option<Recompute>,
+    /// How the ops of an overlapped pair are ordered.
+    #[arg(long, value_enum)]
+    pub overlap: Option<PairOrder>,
     /// SMs that dispatch and combine get.
     #[arg(long, value_name = "SMS")]
     pub communication_sms: Option<u32>,
@@ -69,6 +72,7 @@ impl Overrides {
         set(&mut training.sequence, self.sequence);
         set(&mut training.schedule, self.schedule);
         set(&mut training.recompute, self.recompute);
+        set(&mut training.overlap, self.overlap);
         set(&mut training.communication_sms, self.communication_sms);
         set(&mut training.sharded_optimizer, self.sharded_optimizer);
         training.stages_per_rank = self.stages_per_rank.or(training.stages_per_rank);
@@ -93,6 +97,7 @@ impl Overrides {
             "stages_per_rank" => number(self.stages_per_rank),
             "placement" => self.placement.map(|placement| placement.to_string()),
             "recompute" => self.recompute.map(recompute_list),
+            "overlap" => self.overlap.map(|order| order.name().to_owned()),
             "communication_sms" => number(self.communication_sms),
             "memory_limit_gb" => self.memory_limit_gb.map(|gb| gb.to_string()),
             "sharded_optimizer" => self.sharded_optimizer.map(|yes| yes.to_string()),
@@ -164,6 +169,7 @@ mod tests {
             ("--stages-per-rank 3", "stages_per_rank"),
             ("--placement v", "placement"),
             ("--recompute norms,swiglu", "recompute"),
+            ("--overlap megatron", "overlap"),
             ("--communication-sms 12", "communication_sms"),
             ("--memory-limit-gb 60.5", "memory_limit_gb"),
             ("--sharded-optimizer false", "sharded_optimizer"),
@@ -190,11 +196,12 @@ mod tests {
             stages_per_rank: _,
             placement: _,
             recompute: _,
+            overlap: _,
             communication_sms: _,
             memory_limit_gb: _,
             sharded_optimizer: _,
         } = training();
-        assert_eq!(flags.len(), 14);
+        assert_eq!(flags.len(), 15);
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub struct Training {
     /// What is computed again in the backward pass instead of being stored.
     #[serde(default)]
     pub recompute: Recompute,
+    /// How the ops of an overlapped pair are ordered.
+    #[serde(default)]
+    pub overlap: PairOrder,
     /// SMs that dispatch and combine get.
     #[serde(default = "default_communication_sms")]
     pub communication_sms: u32,
@@ -134,6 +137,41 @@ impl ScheduleKind {
 impl fmt::Display for ScheduleKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// How the ops of an overlapped pair FB are ordered.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+pub enum PairOrder {
+    /// The best that the compiler finds; never worse than the others.
+    #[default]
+    #[value(name = "search")]
+    Search,
+    /// DeepSeek-V3's hand-made order.
+    #[value(name = "deepseek")]
+    DeepSeek,
+    /// Megatron-LM's hand-made order.
+    #[value(name = "megatron")]
+    Megatron,
+    /// One op after the other.
+    #[value(name = "serial")]
+    Serial,
+}
+
+impl PairOrder {
+    /// Every order, in the order in which tables list them.
+    pub const ALL: [Self; 4] = [Self::Serial, Self::DeepSeek, Self::Megatron, Self::Search];
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Search => "search",
+            Self::DeepSeek => "deepseek",
+            Self::Megatron => "megatron",
+            Self::Serial => "serial",
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::curve::at;
 use crate::job::cluster::Link;
 use crate::units::{Bytes, Nanos};
 
@@ -38,18 +39,10 @@ impl LinkModel {
 
     /// Bytes/s with `sms` SMs. Measured points are joined by straight lines, from (0, 0), and stay flat after the last.
     pub fn rate(&self, sms: u32) -> f64 {
-        let Some(&(_, last)) = self.measured.last() else {
-            return self.byte_s.min(f64::from(sms) * self.per_sm_byte_s);
-        };
-        let mut before = (0, 0.0);
-        for &(at, rate) in &self.measured {
-            if sms <= at {
-                let share = f64::from(sms - before.0) / f64::from(at - before.0);
-                return before.1 + share * (rate - before.1);
-            }
-            before = (at, rate);
+        match self.measured.is_empty() {
+            true => self.byte_s.min(f64::from(sms) * self.per_sm_byte_s),
+            false => at(&self.measured, sms),
         }
-        last
     }
 
     /// How long `bytes` take with `sms` SMs; nothing if there is nothing to send, else at least a nanosecond, so that times

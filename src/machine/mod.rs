@@ -4,8 +4,10 @@
 //! `latency + bytes / min(link, SMs · per-SM rate)`, the slower of its two hops. Every constant is a data sheet's or a
 //! measured value, with its source. Not modelled yet: that overlapped ops slow each other beyond sharing the SMs.
 
+mod curve;
 mod link;
 
+use curve::at;
 pub use link::{LinkModel, NETWORK_PER_SM_GB_S, NVLINK_PER_SM_GB_S};
 
 use serde::{Deserialize, Serialize};
@@ -47,8 +49,16 @@ pub struct Machine {
     pub memory: Bytes,
     /// Peak of dense bf16 products, FLOP/s.
     pub bf16_flop_s: f64,
-    /// Peak of dense FP8 products, FLOP/s; bf16's where the GPU has none.
-    pub fp8_flop_s: f64,
+    /// Sustained FLOP/s of long bf16 products.
+    pub bf16_gemm_flop_s: f64,
+    /// Sustained FLOP/s of FP8 products by inner dimension: points, ascending; straight lines between, flat outside.
+    pub fp8_gemm_flop_s: Vec<(u32, f64)>,
+    /// Sustained FLOP/s of fused attention, forward.
+    pub attention_forward_flop_s: f64,
+    /// Sustained FLOP/s of fused attention, backward.
+    pub attention_backward_flop_s: f64,
+    /// Measured points (SMs, share of the whole GPU's speed); empty: the share of the SMs.
+    pub sm_share: Vec<(u32, f64)>,
     /// Memory bandwidth, bytes/s.
     pub hbm_byte_s: f64,
     /// Time from the end of a kernel to the start of the next.
@@ -65,14 +75,29 @@ impl Machine {
     /// The machine of a cluster. `memory_limit_gb` (10^9 bytes) replaces the GPU's memory where given.
     pub fn new(cluster: &Cluster, memory_limit_gb: Option<f64>) -> Self {
         let gpu = &cluster.gpu;
+        let measured = &gpu.measured;
+        let or = |measured: Option<f64>, model: f64| measured.unwrap_or(model) * 1e12;
         Self {
             gpu: gpu.name.clone(),
             sms: gpu.sms,
             memory: Bytes((memory_limit_gb.unwrap_or(gpu.memory_gb) * 1e9) as u64),
             bf16_flop_s: gpu.bf16_tflops * 1e12,
-            fp8_flop_s: gpu.fp8_tflops.unwrap_or(gpu.bf16_tflops) * 1e12,
+            bf16_gemm_flop_s: or(measured.bf16_gemm_tflops, gpu.bf16_tflops * BF16_GEMM_EFFICIENCY),
+            fp8_gemm_flop_s: match measured.fp8_gemm_tflops.is_empty() {
+                true => fp8_points(gpu.fp8_tflops.unwrap_or(0.0)),
+                false => measured.fp8_gemm_tflops.iter().map(|&(depth, tflops)| (depth, tflops * 1e12)).collect(),
+            },
+            attention_forward_flop_s: or(
+                measured.attention_forward_tflops,
+                gpu.bf16_tflops * ATTENTION_FORWARD_EFFICIENCY,
+            ),
+            attention_backward_flop_s: or(
+                measured.attention_backward_tflops,
+                gpu.bf16_tflops * ATTENTION_BACKWARD_EFFICIENCY,
+            ),
+            sm_share: measured.sm_share.clone(),
             hbm_byte_s: gpu.hbm_gb_s * 1e9,
-            launch: LAUNCH,
+            launch: measured.launch_us.map_or(LAUNCH, |us| Nanos::from_secs(us / 1e6)),
             gpus_per_node: cluster.gpus_per_node,
             nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S),
             network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S),
@@ -92,7 +117,7 @@ impl Machine {
     /// How long one kernel takes, its launches included.
     pub fn kernel(&self, kernel: &Kernel, sms: u32) -> Nanos {
         let arithmetic = match self.rate(kernel.rate) {
-            Some(rate) => kernel.flops.as_f64() / (rate * f64::from(sms) / f64::from(self.sms)),
+            Some(rate) => kernel.flops.as_f64() / (rate * self.share(sms)),
             None => 0.0,
         };
         let traffic = kernel.bytes.as_f64() / self.hbm_byte_s;
@@ -101,18 +126,25 @@ impl Machine {
 
     /// Sustained FLOP/s of the whole GPU; `None` where only memory counts.
     pub fn rate(&self, rate: Rate) -> Option<f64> {
-        let bf16 = self.bf16_flop_s;
         Some(match rate {
-            Rate::Gemm { dtype: Dtype::Fp8, depth } => {
-                let depth = f64::from(depth);
-                self.fp8_flop_s * FP8_GEMM_EFFICIENCY * depth / (depth + FP8_GEMM_DEPTH)
-            }
-            Rate::Gemm { dtype: Dtype::Bf16, .. } => bf16 * BF16_GEMM_EFFICIENCY,
-            Rate::Gemm { dtype: Dtype::Fp32, .. } => bf16 * FP32_SHARE,
-            Rate::AttentionForward => bf16 * ATTENTION_FORWARD_EFFICIENCY,
-            Rate::AttentionBackward => bf16 * ATTENTION_BACKWARD_EFFICIENCY,
+            Rate::Gemm { dtype: Dtype::Fp8, depth } => match self.fp8_gemm_flop_s.first() {
+                Some(&(first, _)) => at(&self.fp8_gemm_flop_s, depth.max(first)),
+                None => 0.0,
+            },
+            Rate::Gemm { dtype: Dtype::Bf16, .. } => self.bf16_gemm_flop_s,
+            Rate::Gemm { dtype: Dtype::Fp32, .. } => self.bf16_flop_s * FP32_SHARE,
+            Rate::AttentionForward => self.attention_forward_flop_s,
+            Rate::AttentionBackward => self.attention_backward_flop_s,
             Rate::Memory => return None,
         })
+    }
+
+    /// Share of the whole GPU's speed that a kernel with `sms` SMs has.
+    pub fn share(&self, sms: u32) -> f64 {
+        match self.sm_share.is_empty() {
+            true => f64::from(sms) / f64::from(self.sms),
+            false => at(&self.sm_share, sms),
+        }
     }
 
     /// How long a contiguous transfer between neighbouring pipeline ranks takes. It goes by copy engine or network card,
@@ -137,4 +169,15 @@ impl Machine {
         let last = (u128::from(r.max(q)) + 1) * gpus - 1;
         first / node == last / node
     }
+}
+
+/// The model's curve for FP8 products, as points: inner dimensions 64, 96, 128, 192, … to 2^20, close enough that straight
+/// lines between are within 1 % of it. See [`FP8_GEMM_EFFICIENCY`].
+fn fp8_points(peak_tflops: f64) -> Vec<(u32, f64)> {
+    let rate = |depth: u32| {
+        let length = f64::from(depth);
+        (depth, peak_tflops * 1e12 * FP8_GEMM_EFFICIENCY * length / (length + FP8_GEMM_DEPTH))
+    };
+    let halves = (6..20).flat_map(|power| [1 << power, 3 << (power - 1)]);
+    halves.chain([1 << 20]).map(rate).collect()
 }

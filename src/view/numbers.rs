@@ -21,7 +21,12 @@ pub fn percent(part: f64, whole: f64) -> String {
     }
 }
 
-/// A number with its noun: `1 rank`, `16 ranks`.
+/// A number with its noun: `1 rank`, `16 ranks`, `8 micro-batches`.
 pub fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
+    let plural = match number {
+        1 => "",
+        _ if noun.ends_with("ch") => "es",
+        _ => "s",
+    };
+    format!("{} {noun}{plural}", grouped(number))
 }

@@ -1,9 +1,11 @@
 //! Rules about the cluster.
 
+use std::ops::RangeInclusive;
+
 use super::bounds::{count, measure};
 use crate::error::{Error, Result};
 use crate::job::Cluster;
-use crate::job::cluster::Link;
+use crate::job::cluster::{Link, MeasuredGpu};
 
 impl Cluster {
     /// Checks the rules that concern the cluster alone.
@@ -21,6 +23,7 @@ impl Cluster {
             measure("cluster.gpu.fp8_tflops", rate, 0.001, 1e6, "TFLOP/s, or leave it out if the GPU has no FP8")?;
         }
         measure("cluster.gpu.hbm_gb_s", gpu.hbm_gb_s, 0.001, 1e6, "GB/s")?;
+        measured(&gpu.measured, gpu.sms)?;
         link("cluster.nvlink", &self.nvlink, gpu.sms)?;
         link("cluster.network", &self.network, gpu.sms)
     }
@@ -33,10 +36,42 @@ fn link(field: &str, link: &Link, sms: u32) -> Result<()> {
     if let Some(rate) = link.per_sm_gb_s {
         measure(&format!("{field}.per_sm_gb_s"), rate, 0.001, 1e6, "GB/s")?;
     }
-    let field = format!("{field}.measured");
-    let refuse = |message: String, help: &str| Err(Error::new(message).help(help).field(&field));
+    curve(&format!("{field}.measured"), &link.measured, sms, 0.001..=1e6, "0.001 to 1000000 GB/s")
+}
+
+/// Checks what was measured of the kernels of a GPU with `sms` SMs.
+fn measured(measured: &MeasuredGpu, sms: u32) -> Result<()> {
+    let field = |name: &str| format!("cluster.gpu.measured.{name}");
+    for (name, rate) in [
+        ("bf16_gemm_tflops", measured.bf16_gemm_tflops),
+        ("attention_forward_tflops", measured.attention_forward_tflops),
+        ("attention_backward_tflops", measured.attention_backward_tflops),
+    ] {
+        rate.map_or(Ok(()), |rate| measure(&field(name), rate, 0.001, 1e6, "TFLOP/s"))?;
+    }
+    if let Some(launch) = measured.launch_us {
+        measure(&field("launch_us"), launch, 0.0, 1e6, "µs")?;
+    }
+    let name = field("fp8_gemm_tflops");
+    let mut before = 0;
+    for &(depth, rate) in &measured.fp8_gemm_tflops {
+        measure(&name, rate, 0.001, 1e6, "TFLOP/s")?;
+        if depth <= before {
+            let message = format!(
+                "the point ({depth}, {rate}) of `{name}` does not come after one for a smaller inner dimension"
+            );
+            return Err(Error::new(message).help("order the points by inner dimension, from 1, each once").field(name));
+        }
+        before = depth;
+    }
+    curve(&field("sm_share"), &measured.sm_share, sms, 0.001..=1.0, "0.001 to 1, the share of the whole GPU's speed")
+}
+
+/// Checks points (SMs, value): SMs ascending from 1 to those of the GPU, values in range and not falling.
+fn curve(field: &str, points: &[(u32, f64)], sms: u32, range: RangeInclusive<f64>, sensible: &str) -> Result<()> {
+    let refuse = |message: String, help: &str| Err(Error::new(message).help(help).field(field));
     let mut before = (0, 0.0);
-    for &(at, rate) in &link.measured {
+    for &(at, rate) in points {
         let point = format!("the point ({at}, {rate}) of `{field}`");
         if at == 0 || at > sms {
             return refuse(
@@ -44,8 +79,8 @@ fn link(field: &str, link: &Link, sms: u32) -> Result<()> {
                 "leave it out: the GPU has no such number of SMs",
             );
         }
-        if !(0.001..=1e6).contains(&rate) {
-            return refuse(format!("{point} has no sensible rate"), "give 0.001 to 1000000 GB/s");
+        if !range.contains(&rate) {
+            return refuse(format!("{point} has no sensible value"), &format!("give {sensible}"));
         }
         if at <= before.0 {
             return refuse(
@@ -55,7 +90,7 @@ fn link(field: &str, link: &Link, sms: u32) -> Result<()> {
         }
         if rate < before.1 {
             return refuse(
-                format!("{point} is slower than {} SMs with {} GB/s", before.0, before.1),
+                format!("{point} is slower than {} SMs with {}", before.0, before.1),
                 "leave out points that more SMs make slower: they are noise, and no plan would use them",
             );
         }

@@ -63,7 +63,7 @@ fn headline(simulated: &Simulated) -> String {
         origin.schedule,
         count(u64::from(plan.layout.ranks), "rank"),
         count(origin.gpus, "GPU"),
-        count(u64::from(plan.layout.micro_batches), "micro-batch").replace("batchs", "batches"),
+        count(u64::from(plan.layout.micro_batches), "micro-batch"),
     );
     let mut line = |name: &str, value: &str, more: &str| {
         // The value is padded outside the bold, so that a line with nothing more has no trailing spaces.

@@ -1,0 +1,209 @@
+//! The steady state of a pair FB: one layer's forward beside another's backward, over and over.
+//!
+//! Each op runs once per period on its engine. An op of one repetition may need what another made some repetitions before
+//! (`distance`). Wanted is the shortest period. It can never be below the load of the busiest engine, nor below the length
+//! of a chain that must close within a repetition; [`search`] starts from that bound and stops when it is met.
+
+mod period;
+mod search;
+#[cfg(test)]
+mod tests;
+
+pub use period::{Edge, period};
+pub use search::{Limits, search};
+
+use crate::ir::{Component, Phase, Stream};
+use crate::units::Nanos;
+
+/// An op of the repeated layer pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CyclicOp {
+    /// What it is.
+    pub component: Component,
+    /// F belongs to one micro-batch, I and W to the other.
+    pub phase: Phase,
+    /// The engine that it occupies.
+    pub engine: Stream,
+    /// For how long.
+    pub duration: Nanos,
+}
+
+/// That `to` reads what `from` made `distance` repetitions before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Index of the op that makes it.
+    pub from: usize,
+    /// Index of the op that reads it.
+    pub to: usize,
+    /// Repetitions between them.
+    pub distance: i64,
+}
+
+/// A repeated layer pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CyclicProblem {
+    /// Its ops.
+    pub ops: Vec<CyclicOp>,
+    /// What they read of each other.
+    pub needs: Vec<Need>,
+    /// Repetitions by which a weight gradient may fall behind its input gradient: what it reads is kept so long.
+    pub weight_delay: i64,
+}
+
+/// A schedule of the repeated pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CyclicSchedule {
+    /// Time from one repetition to the next, rounded up to a nanosecond.
+    pub period: Nanos,
+    /// No schedule has a shorter period, as far as was proved.
+    pub bound: Nanos,
+    /// Start of each op in repetition 0; in repetition n it is n periods later. The earliest is 0.
+    pub starts: Vec<Nanos>,
+    /// Partial schedules that were looked at.
+    pub nodes: u64,
+}
+
+impl CyclicSchedule {
+    /// Whether the period is the shortest possible, to the nanosecond.
+    pub fn proved(&self) -> bool {
+        self.period <= self.bound
+    }
+}
+
+impl CyclicProblem {
+    /// A layer pair from the durations of its components. F: attention, dispatch, MLP, combine, and the next layer's
+    /// attention after this one's combine. Backwards: combine, MLP, dispatch, attention, and the next (lower) layer's
+    /// combine after this one's attention; weight gradients after the input gradient of their component. Components of no
+    /// duration are left out.
+    pub fn layer_pair(duration: impl Fn(Component, Phase) -> Nanos) -> Self {
+        use Component::{Attention, Combine, Dispatch, Mlp};
+        let chains = [(Phase::F, [Attention, Dispatch, Mlp, Combine]), (Phase::I, [Combine, Mlp, Dispatch, Attention])];
+        let mut problem = Self { ops: Vec::new(), needs: Vec::new(), weight_delay: 2 };
+        for (phase, components) in chains {
+            let first = problem.ops.len();
+            for component in components {
+                problem.add(component, phase, duration(component, phase));
+            }
+            let end = problem.ops.len();
+            for at in first..end {
+                let (to, distance) = if at + 1 < end { (at + 1, 0) } else { (first, 1) };
+                problem.needs.push(Need { from: at, to, distance });
+            }
+        }
+        for component in [Mlp, Attention] {
+            let input = problem.ops.iter().position(|op| op.component == component && op.phase == Phase::I);
+            let weight = problem.ops.len();
+            problem.add(component, Phase::W, duration(component, Phase::W));
+            if let (Some(from), true) = (input, problem.ops.len() > weight) {
+                problem.needs.push(Need { from, to: weight, distance: 0 });
+            }
+        }
+        problem
+    }
+
+    fn add(&mut self, component: Component, phase: Phase, duration: Nanos) {
+        let exchange = matches!(component, Component::Dispatch | Component::Combine);
+        let engine = if exchange { Stream::Comm } else { Stream::Compute };
+        if duration > Nanos::ZERO {
+            self.ops.push(CyclicOp { component, phase, engine, duration });
+        }
+    }
+
+    /// Time that an engine is occupied in each period.
+    pub fn load(&self, engine: Stream) -> Nanos {
+        self.ops.iter().filter(|op| op.engine == engine).map(|op| op.duration).sum()
+    }
+
+    /// Edges of the needs, and of the limit on how far weight gradients fall behind.
+    fn edges(&self) -> Vec<Edge> {
+        let mut edges: Vec<Edge> = Vec::new();
+        for need in &self.needs {
+            let weight = self.ops[need.from].duration.0 as i64;
+            edges.push(Edge { from: need.from, to: need.to, weight, distance: need.distance });
+            if self.ops[need.to].phase == Phase::W {
+                edges.push(Edge { from: need.to, to: need.from, weight: 0, distance: self.weight_delay });
+            }
+        }
+        edges
+    }
+
+    /// The ops of a launch order, by index; what the problem does not have is passed over.
+    pub fn indices(&self, order: &[(Component, Phase)]) -> Vec<usize> {
+        let find = |&(component, phase): &(Component, Phase)| {
+            self.ops.iter().position(|op| (op.component, op.phase) == (component, phase))
+        };
+        order.iter().filter_map(find).collect()
+    }
+
+    /// Whether no op of F reads one of I or W, nor the other way round.
+    fn sides_are_apart(&self) -> bool {
+        let forward = |op: usize| self.ops[op].phase == Phase::F;
+        self.needs.iter().all(|need| forward(need.from) == forward(need.to))
+    }
+
+    /// Whether every op is before and after every other by some chain of needs — of its own side only, unless `together`.
+    /// Only then can no op drift from another without end.
+    fn tied(&self, together: bool) -> bool {
+        let same = |a: usize, b: usize| together || (self.ops[a].phase == Phase::F) == (self.ops[b].phase == Phase::F);
+        let edges = self.edges();
+        (0..self.ops.len()).all(|start| {
+            let mut reached = vec![false; self.ops.len()];
+            let mut open = vec![start];
+            while let Some(op) = open.pop() {
+                if !std::mem::replace(&mut reached[op], true) {
+                    open.extend(edges.iter().filter(|edge| edge.from == op).map(|edge| edge.to));
+                }
+            }
+            (0..self.ops.len()).all(|op| reached[op] || !same(start, op))
+        })
+    }
+
+    /// A period that no schedule is below: the busiest engine's load, and the longest chain per repetition.
+    pub fn bound(&self) -> Nanos {
+        let load = self.load(Stream::Compute).max(self.load(Stream::Comm));
+        let chains = period(self.ops.len(), &self.edges(), load).map_or(load, |timing| timing.period);
+        load.max(chains)
+    }
+
+    /// The period when ops run in this order on each engine, repetition after repetition, as two streams run what is
+    /// launched to them: `order` is a launch order of one repetition. `None` if it contradicts the needs.
+    pub fn period_of(&self, order: &[usize]) -> Option<Nanos> {
+        let mut edges = self.edges();
+        for engine in [Stream::Compute, Stream::Comm] {
+            let line: Vec<usize> = order.iter().copied().filter(|&op| self.ops[op].engine == engine).collect();
+            for (at, &from) in line.iter().enumerate() {
+                let (to, distance) = if at + 1 < line.len() { (line[at + 1], 0) } else { (line[0], 1) };
+                edges.push(Edge { from, to, weight: self.ops[from].duration.0 as i64, distance });
+            }
+        }
+        period(self.ops.len(), &edges, Nanos::ZERO).map(|timing| timing.period)
+    }
+
+    /// The period when everything runs one after the other.
+    pub fn serial_period(&self) -> Nanos {
+        self.load(Stream::Compute) + self.load(Stream::Comm)
+    }
+
+    /// Time from the first start to the last end of `repetitions` repetitions, ops launched in the order of a schedule's
+    /// starts and run as soon as possible.
+    pub fn span(&self, starts: &[Nanos], period: Nanos, repetitions: u64) -> Nanos {
+        let mut launches: Vec<(Nanos, u64, usize)> = (0..repetitions)
+            .flat_map(|n| starts.iter().enumerate().map(move |(op, &start)| (start + period * n, n, op)))
+            .collect();
+        launches.sort_unstable();
+        let mut ends = vec![vec![None; self.ops.len()]; repetitions as usize];
+        let mut free = [Nanos::ZERO; 2];
+        for (_, n, at) in launches {
+            let op = &self.ops[at];
+            let needs = self.needs.iter().filter(|need| need.to == at);
+            let made = needs.filter_map(|need| {
+                let repetition = n as i64 - need.distance;
+                (repetition >= 0).then(|| ends[repetition as usize][need.from]).flatten()
+            });
+            let start = made.fold(free[op.engine as usize], Nanos::max);
+            free[op.engine as usize] = start + op.duration;
+            ends[n as usize][at] = Some(start + op.duration);
+        }
+        free[0].max(free[1])
+    }
+}

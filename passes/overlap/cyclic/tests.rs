@@ -1,0 +1,125 @@
+//! The search against trying everything, and against published numbers.
+
+use super::*;
+use crate::job::training::PairOrder;
+use crate::passes::overlap::launch_order;
+use Component::{Attention, Combine, Dispatch, Mlp};
+
+/// DeepSeek-V3's training trace: means per component, in ns (published profile; 20 SMs for communication).
+fn deepseek() -> CyclicProblem {
+    CyclicProblem::layer_pair(|component, phase| {
+        Nanos(match (component, phase) {
+            (Attention, Phase::F) => 4_360_000,
+            (Attention, Phase::I) => 9_340_000,
+            (Attention, Phase::W) => 2_390_000,
+            (Mlp, Phase::F) => 4_600_000,
+            (Mlp, Phase::I) => 5_310_000,
+            (Mlp, Phase::W) => 3_540_000,
+            (Dispatch, Phase::F) => 6_690_000,
+            (Dispatch, Phase::I) => 7_490_000,
+            (Combine, Phase::F) => 8_680_000,
+            (Combine, Phase::I) => 5_770_000,
+            _ => 0,
+        })
+    })
+}
+
+#[test]
+fn the_trace_s_load_is_reached_and_proved() {
+    let problem = deepseek();
+    assert_eq!(problem.load(Stream::Compute), Nanos(29_540_000));
+    assert_eq!(problem.serial_period(), Nanos(58_170_000));
+    let found = search(&problem, &[], Limits::default()).expect("a schedule");
+    assert_eq!((found.period, found.bound), (Nanos(29_540_000), Nanos(29_540_000)), "{} nodes", found.nodes);
+    println!("{} nodes", found.nodes);
+}
+
+#[test]
+fn hand_made_orders_of_the_trace() {
+    let problem = deepseek();
+    for order in [PairOrder::DeepSeek, PairOrder::Megatron] {
+        let launches = problem.indices(launch_order(order));
+        assert_eq!(problem.period_of(&launches), Some(Nanos(30_270_000)), "{}", order.name());
+    }
+}
+
+/// Whether a period can be kept, by trying every start of every op within it. Ops of one engine must not overlap, and the
+/// repetitions in which they start must allow what they read.
+fn possible(problem: &CyclicProblem, period: u64) -> bool {
+    fn place(problem: &CyclicProblem, period: u64, starts: &mut Vec<u64>) -> bool {
+        let at = starts.len();
+        if at == problem.ops.len() {
+            return repetitions_exist(problem, period, starts);
+        }
+        let op = &problem.ops[at];
+        op.duration.0 <= period
+            && (0..period).any(|start| {
+                let free = problem.ops[..at].iter().zip(starts.iter()).all(|(other, &there)| {
+                    other.engine != op.engine
+                        || (0..other.duration.0).all(|t| (there + t + period - start) % period >= op.duration.0)
+                });
+                if !free {
+                    return false;
+                }
+                starts.push(start);
+                let found = place(problem, period, starts);
+                starts.pop();
+                found
+            })
+    }
+    place(problem, period, &mut Vec::new())
+}
+
+/// Whole numbers m with start + m · period that keep every need, and the limit on weight gradients: by relaxation.
+fn repetitions_exist(problem: &CyclicProblem, period: u64, starts: &[u64]) -> bool {
+    let period = period as i64;
+    let mut apart: Vec<(usize, usize, i64)> = Vec::new();
+    for need in &problem.needs {
+        let (from, to) = (starts[need.from] as i64, starts[need.to] as i64);
+        let late = from + problem.ops[need.from].duration.0 as i64 - to;
+        apart.push((need.from, need.to, -(-late).div_euclid(period) - need.distance));
+        if problem.ops[need.to].phase == Phase::W {
+            // to + m·T <= from + (m' + delay)·T
+            apart.push((need.to, need.from, -(from - to).div_euclid(period) - problem.weight_delay));
+        }
+    }
+    let mut repetition = vec![0i64; starts.len()];
+    for _ in 0..=starts.len() {
+        let mut moved = false;
+        for &(from, to, least) in &apart {
+            if repetition[from] + least > repetition[to] {
+                repetition[to] = repetition[from] + least;
+                moved = true;
+            }
+        }
+        if !moved {
+            return true;
+        }
+    }
+    false
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 60, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..Default::default() })]
+    /// Up to eight ops with small whole durations: the period is the least that is possible at all.
+    #[test]
+    fn equals_exhaustive_search(durations in proptest::collection::vec(0u64..3, 10)) {
+        use Phase::{F, I, W};
+        let parts = [
+            (Attention, F), (Dispatch, F), (Mlp, F), (Combine, F), (Combine, I), (Mlp, I), (Dispatch, I), (Attention, I),
+            (Mlp, W), (Attention, W),
+        ];
+        let problem = CyclicProblem::layer_pair(|component, phase| {
+            let at = parts.iter().position(|&part| part == (component, phase));
+            Nanos(at.map_or(0, |at| durations[at]))
+        });
+        // A weight gradient belongs to an input gradient.
+        proptest::prop_assume!((durations[8] == 0 || durations[5] > 0) && (durations[9] == 0 || durations[7] > 0));
+        proptest::prop_assume!((1..=8).contains(&problem.ops.len()));
+        let found = search(&problem, &[], Limits::default()).expect("a schedule");
+        proptest::prop_assert!(found.proved(), "{} nodes", found.nodes);
+        proptest::prop_assert!(possible(&problem, found.period.0), "{found:?}");
+        let least = (1..=found.period.0).find(|&period| possible(&problem, period));
+        proptest::prop_assert_eq!(least, Some(found.period.0));
+    }
+}
