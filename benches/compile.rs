@@ -4,7 +4,7 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use dualweave::ir::{Layout, PairCost, Problem, StageCost};
+use dualweave::ir::{Hops, Layout, PairCost, Problem, StageCost};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
@@ -65,7 +65,7 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
         layout,
         stages: vec![cost; layout.stages as usize],
         pair: PairCost::Uniform(Nanos(27)),
-        hop: Nanos(1),
+        hops: Hops::Uniform(Nanos(1)),
     };
     bencher.counter(chunks(size)).bench(|| {
         let timetable = generate(kind, divan::black_box(&layout)).expect("a schedule of this size");
