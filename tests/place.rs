@@ -156,10 +156,10 @@ fn needs(plan: &Plan, rank: u32) -> Vec<(usize, usize)> {
     needs
 }
 
-/// By (sender, receiver): the messages, each by whether it is a gradient, its stage and its micro-batch.
+/// By (sender, receiver) the messages in order, as (is a gradient, stage, micro-batch).
 type Channels = BTreeMap<(u32, u32), Vec<(bool, u32, u32)>>;
 
-/// The messages that a rank sends to, or receives from, each other rank, in order.
+/// The messages that the ranks send, or those that they receive.
 fn channels(plan: &Plan, sent: bool) -> Channels {
     let mut channels = Channels::new();
     for (rank, list) in (0..).zip(&plan.ranks) {

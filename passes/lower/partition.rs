@@ -110,6 +110,17 @@ mod tests {
     }
 
     proptest::proptest! {
+        /// No cut is below the mean or the largest cost; a greedy one that closes each part behind the mean is at most
+        /// the largest cost above it.
+        #[test]
+        fn is_between_the_bounds(costs in proptest::collection::vec(1u64..1_000_000_000, 1..300), parts in 1usize..80) {
+            let parts = parts.min(costs.len());
+            let sums = sums(&costs, &partition(&costs, parts));
+            let (found, most) = (*sums.iter().max().unwrap(), *costs.iter().max().unwrap());
+            let mean = costs.iter().sum::<u64>().div_ceil(parts as u64);
+            proptest::prop_assert!(mean.max(most) <= found && found <= mean + most, "{} {} {}", mean, most, found);
+        }
+
         #[test]
         fn equals_exhaustive_search(costs in proptest::collection::vec(0u64..20, 1..10), parts in 1usize..5) {
             let parts = parts.min(costs.len());

@@ -8,8 +8,9 @@ use crate::units::{Bytes, Nanos};
 
 /// NVLink rate of one SM: 45.8 GB/s, peer writes by a one-CTA kernel between two H100s, measured (two CTAs: 91.1).
 pub const NVLINK_PER_SM_GB_S: f64 = 45.8;
-/// Network rate of one SM: DeepEP v2 publishes 61 GB/s with 6 SMs (SM90, ConnectX-7, 4 nodes of 8).
-pub const NETWORK_PER_SM_GB_S: f64 = 61.0 / 6.0;
+/// Network rate of one SM: DeepEP v2 publishes 61 GB/s with 6 SMs (SM90, ConnectX-7, 4 nodes of 8). That counts copies for
+/// all nodes that a token visits, also its own, to which nothing is sent: of four nodes, three quarters go over the network.
+pub const NETWORK_PER_SM_GB_S: f64 = 61.0 * 0.75 / 6.0;
 
 /// A link as one GPU sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -213,7 +213,7 @@ impl Question {
                 follow(&pair[..1], &pair[1..]);
             }
             if group.phase == Phase::W {
-                // The embedding has no backward of its own: its gradient comes from the last one.
+                // The embedding's gradient comes from the last backward, if it has none of its own to gather it.
                 let source = match group.component {
                     Component::Embedding => last_backward,
                     component => backward.get(&(group.unit, component)).copied(),

@@ -71,7 +71,7 @@ fn doubled_ops() {
 
 #[test]
 fn foreign_ops() {
-    // The embedding has no backward for the input.
+    // The embedding has no backward for the input; it may gather a gradient, but not from one GPU.
     let mut plan = linear();
     plan.programs[2].ops.push(op(Component::Embedding, Phase::I, 0, false));
     finds(&plan, &["program 2, op 2, Embedding I of unit 0: does not belong in I of stage 0 [program-content]"]);

@@ -1,0 +1,90 @@
+//! How long the compiler takes, and how that grows: compare the items per second (stages × micro-batches) down a column.
+
+use std::path::Path;
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use dualweave::ir::{Hops, Layout, PairCost, Problem, StageCost};
+use dualweave::job::training::ScheduleKind;
+use dualweave::job::{Job, Overrides, load};
+use dualweave::machine::Machine;
+use dualweave::passes::pipeline::{generate, lower_bound, replay};
+use dualweave::passes::{compile, lower, split};
+use dualweave::plan::Plan;
+use dualweave::units::Nanos;
+
+fn main() {
+    divan::main();
+}
+
+/// Ranks and micro-batches.
+const SIZES: [(u32, u32); 7] = [(8, 64), (8, 256), (16, 64), (16, 256), (32, 256), (64, 256), (64, 1024)];
+
+/// DeepSeek-V3 on so many pipeline ranks.
+fn job(pp: u32, micro_batches: u32) -> Job {
+    let overrides = Overrides {
+        pp: Some(pp),
+        dp: Some(2),
+        ep: Some(2),
+        micro_batches: Some(micro_batches),
+        ..Overrides::default()
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/deepseek-v3/job.ron");
+    load(&path, &overrides).unwrap_or_else(|error| panic!("{error:?}")).job
+}
+
+fn chunks((pp, micro_batches): (u32, u32)) -> ItemsCount {
+    ItemsCount::new(pp as usize * micro_batches as usize)
+}
+
+/// All passes.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn job_to_plan(bencher: Bencher, size: (u32, u32)) {
+    let job = job(size.0, size.1);
+    bencher.counter(chunks(size)).bench(|| compile(divan::black_box(&job)));
+}
+
+/// The passes in front of the timetable: they do not depend on the number of micro-batches.
+#[divan::bench(args = [8, 16, 32, 64], sample_count = 5)]
+fn job_to_chunks(bencher: Bencher, pp: u32) {
+    let job = job(pp, 2 * pp);
+    let machine = Machine::new(&job.cluster, None);
+    bencher.bench(|| {
+        let lowered = lower::lower(divan::black_box(&job), &machine).expect("layers enough");
+        split::split(&job, &lowered)
+    });
+}
+
+/// A timetable, its times and its bound, with equal costs.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn timetable(bencher: Bencher, size: (u32, u32)) {
+    let kind = ScheduleKind::DualPipe;
+    let layout = Layout::new(kind.placement(), size.0, 1, size.1);
+    let cost = StageCost { f: Nanos(10), i: Nanos(10), w: Nanos(10), b: Nanos(20) };
+    let problem = Problem {
+        layout,
+        stages: vec![cost; layout.stages as usize],
+        pair: PairCost::Uniform(Nanos(27)),
+        hops: Hops::Uniform(Nanos(1)),
+    };
+    bencher.counter(chunks(size)).bench(|| {
+        let timetable = generate(kind, divan::black_box(&layout)).expect("a schedule of this size");
+        (replay(&problem, &timetable), lower_bound(&problem))
+    });
+}
+
+/// Plan to text.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn write(bencher: Bencher, size: (u32, u32)) {
+    let plan = compile(&job(size.0, size.1)).expect("a plan").plan;
+    let bytes = plan.to_ron().len();
+    bencher.counter(BytesCount::new(bytes)).counter(chunks(size)).bench(|| divan::black_box(&plan).to_ron());
+}
+
+/// Text to plan.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn read(bencher: Bencher, size: (u32, u32)) {
+    let text = compile(&job(size.0, size.1)).expect("a plan").plan.to_ron();
+    let counted = bencher.counter(BytesCount::of_str(&text)).counter(chunks(size));
+    counted.bench(|| Plan::from_ron("plan.ron", divan::black_box(&text)));
+}
