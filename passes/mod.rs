@@ -29,6 +29,9 @@ pub struct Compiled {
     pub loads: Vec<StageLoad>,
     /// SMs that communication gets.
     pub communication_sms: u32,
+    /// How much longer than its bound a pair's program takes, at most, and over all pairs together: shares of the bound.
+    /// `None` without pairs.
+    pub pair_gap: Option<(f64, f64)>,
 }
 
 /// Work of one chunk of a stage, F, I and W together.
@@ -74,8 +77,9 @@ pub fn compile(job: &Job) -> Result<Compiled> {
         StageLoad { stage, computation, communication }
     });
     let loads = loads.collect();
+    let pair_gap = overlapped.pair_gap();
     let plan = emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks);
-    Ok(Compiled { plan, loads, communication_sms: training.communication_sms })
+    Ok(Compiled { plan, loads, communication_sms: training.communication_sms, pair_gap })
 }
 
 /// Times of the messages between neighbouring stages, as `sim` will see them.

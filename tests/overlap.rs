@@ -169,6 +169,7 @@ proptest! {
             sketches.iter().zip(&duration).filter(|(sketch, _)| sketch.0 == exchange).map(|(_, d)| *d).sum()
         };
         prop_assert!(timing.total <= serial);
+        prop_assert!(timing.total >= program.bound, "{} {}", timing.total, program.bound);
         prop_assert!(timing.total >= engine(true).max(engine(false)));
         prop_assert!(timing.total >= path.into_iter().max().unwrap());
         prop_assert_eq!((timing.busy, timing.communication), (engine(false), engine(true)));
@@ -186,4 +187,20 @@ fn the_longest_path_goes_first() {
     let timing = time_program(&program, &machine());
     assert_eq!(timing.exposed.0, timing.total.0 - timing.busy.0);
     assert!(timing.exposed < Nanos(50));
+}
+
+/// A computation of 100 FLOPs (about 168 ns on 100 SMs, 211 on 80) and an exchange of 50 ns that do not need each other: side
+/// by side they take 211. Were the computation divisible, part of it could have all SMs: that is the bound.
+#[test]
+fn the_bound_trades_sms_for_time() {
+    let program = program(&chunk(&[(false, 100, 0), (true, 50, 0)]));
+    let (alone, beside, exchange) = (168.0_f64, 211.0_f64, 50.0_f64);
+    assert_eq!(time_program(&program, &machine()).total, Nanos(211));
+    // x of the computation apart: x·alone + exchange = beside - x·(beside - alone).
+    let x = (beside - exchange) / beside;
+    assert_eq!(program.bound, Nanos((exchange + x * alone) as u64));
+    // Where one needs the other there is nothing to trade.
+    let chained = self::program(&chunk(&[(false, 100, 0), (true, 50, 1)]));
+    assert_eq!(time_program(&chained, &machine()).total, Nanos(168 + 50));
+    assert_eq!(chained.bound, Nanos(168 + 50));
 }

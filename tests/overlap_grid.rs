@@ -92,7 +92,8 @@ fn search_is_never_worse_than_by_hand() {
             span_gains[at].push(gain(found.span, other.span));
         }
     }
-    let mut text = format!("{} cells; optimal and proved: {proved}; partial schedules looked at: {nodes}\n", cells.len());
+    let mut text =
+        format!("{} cells; optimal and proved: {proved}; partial schedules looked at: {nodes}\n", cells.len());
     for ((order, periods), spans) in by_hand.iter().zip(period_gains).zip(span_gains) {
         let _ = writeln!(text, "against {}, period: {}", order.name(), summary(periods));
         let _ = writeln!(text, "against {}, span of 4 layers: {}", order.name(), summary(spans));

@@ -42,7 +42,7 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
     plan.pairs.clear();
     let mut add = |kind, phase, ns| -> u32 {
         let op = fixture::op(dualweave::ir::Component::Attention, phase, fixture::compute(ns), &[]);
-        plan.programs.push(Program { kind, workspace: Bytes::ZERO, ops: vec![op] });
+        plan.programs.push(Program { kind, workspace: Bytes::ZERO, bound: Nanos::ZERO, ops: vec![op] });
         plan.programs.len() as u32 - 1
     };
     let mut stage = plan.stages[0].clone();

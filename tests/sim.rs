@@ -61,7 +61,8 @@ fn a_program_runs_its_streams_side_by_side() {
         op(Component::Attention, Phase::I, compute(50), &[]),
         op(Component::Mlp, Phase::F, compute(30), &[1]),
     ];
-    let timing = time_program(&Program { kind: ProgramKind::FB, workspace: Bytes::ZERO, ops }, &machine());
+    let timing =
+        time_program(&Program { kind: ProgramKind::FB, workspace: Bytes::ZERO, bound: Nanos::ZERO, ops }, &machine());
     let starts: Vec<u64> = timing.ops.iter().map(|span| span.start.0).collect();
     assert_eq!(starts, [0, 100, 100, 200]);
     assert_eq!((timing.total, timing.busy, timing.communication), (Nanos(230), Nanos(180), Nanos(100)));

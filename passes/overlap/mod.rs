@@ -5,6 +5,7 @@
 //! people wrote by hand, or the shortest of these, a list schedule, and the best steady state of a layer pair ([`cyclic`]),
 //! improved by local search. It does not cut ops or choose SM numbers.
 
+mod bound;
 pub mod cyclic;
 mod list;
 mod orders;
@@ -91,6 +92,15 @@ pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, option
 }
 
 impl Overlapped {
+    /// See [`super::Compiled::pair_gap`].
+    pub fn pair_gap(&self) -> Option<(f64, f64)> {
+        let pairs =
+            || self.pairs.values().map(|&pair| (self.durations[pair as usize], self.programs[pair as usize].bound));
+        let over = |(time, bound): (Nanos, Nanos)| time.as_f64() / bound.as_f64().max(1.0) - 1.0;
+        let all = pairs().fold((Nanos::ZERO, Nanos::ZERO), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+        (!self.pairs.is_empty()).then(|| (pairs().map(over).fold(0.0, f64::max), over(all)))
+    }
+
     /// The pipeline problem that these programs pose.
     pub fn problem(&self, layout: Layout, hops: Hops) -> Problem {
         let time = |program: u32| self.durations[program as usize];
@@ -117,7 +127,8 @@ impl Programs<'_> {
     fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
         let ops = dependencies(kind, forward, backward);
         let order = orders::arrange(kind, &ops, self.machine, self.options.communication_sms, self.options.order);
-        let program = Program { kind, workspace: workspace(&ops, &order), ops: order };
+        let bound = bound::bound(&ops, self.machine, self.options.communication_sms);
+        let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
         if let Some(&index) = self.known.get(&program) {
             return index;
         }

@@ -108,7 +108,8 @@ impl Arrangement {
     }
 
     fn length(&self, setting: Setting) -> Nanos {
-        let program = Program { kind: setting.kind, workspace: Bytes::ZERO, ops: self.launch(setting) };
+        let program =
+            Program { kind: setting.kind, workspace: Bytes::ZERO, bound: Nanos::ZERO, ops: self.launch(setting) };
         time_program(&program, setting.machine).total
     }
 

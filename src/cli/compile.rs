@@ -55,6 +55,7 @@ struct Summary<'a> {
     digest: &'a str,
     makespan_ns: u64,
     lower_bound_ns: u64,
+    pairs_over_bound: Option<f64>,
     stages: Vec<Stage>,
 }
 
@@ -83,6 +84,7 @@ fn json(compiled: &Compiled) -> Result<String> {
         digest: &compiled.plan.digest,
         makespan_ns: compiled.plan.timetable.makespan.0,
         lower_bound_ns: compiled.plan.timetable.lower_bound.0,
+        pairs_over_bound: compiled.pair_gap.map(|(_, all)| all),
         stages: stages.collect(),
     })
 }
@@ -114,10 +116,14 @@ fn summary(compiled: &Compiled, written_to: &Path, width: usize) -> String {
         true => "the plan".to_owned(),
         false => written_to.display().to_string(),
     };
+    let pairs = compiled.pair_gap.map_or_else(String::new, |(most, all)| {
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        format!("Pairs: {} over what any order could take, {} at most.\n", percent(all), percent(most))
+    });
     format!(
         "{} on {}: {} over {}, {}\n{table}\n\
          Times: one micro-batch, F, I and W together; computation on {} SMs, communication on {}. Ratio: computation to communication.\n\
-         Timetable: {}; with these programs and this placement none is shorter than {}.\n\
+         {pairs}Timetable: {}; with these programs and this placement none is shorter than {}.\n\
          Wrote {written_to}: {}, {}.",
         plan.origin.model,
         plan.origin.cluster,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Component, Phase, Work};
-use crate::units::Bytes;
+use crate::units::{Bytes, Nanos};
 
 /// What a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,6 +37,8 @@ pub struct Program {
     /// Most bytes that I ops have handed to W ops of the program that have not ended yet: what a full backward holds of
     /// `held.i_to_w` at any moment. Zero where the program has not both.
     pub workspace: Bytes,
+    /// No order of these ops takes less time, with the SMs that communication gets; ops that nothing runs beside have all.
+    pub bound: Nanos,
     /// In launch order.
     pub ops: Vec<ProgramOp>,
 }

@@ -266,7 +266,7 @@ fn program(kind: ProgramKind, ops: &[Op]) -> Program {
     };
     // Of all ops only the MLP's hands something on.
     let workspace = Bytes(if matches!(kind, ProgramKind::B | ProgramKind::FB) { HELD.2 } else { 0 });
-    Program { kind, workspace, ops: ops.iter().map(op).collect() }
+    Program { kind, workspace, bound: Nanos::ZERO, ops: ops.iter().map(op).collect() }
 }
 
 /// F, B, I, W of a stage of the embedding and a dense layer.

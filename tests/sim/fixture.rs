@@ -45,7 +45,12 @@ pub fn op(component: Component, phase: Phase, work: Work, waits: &[u32]) -> Prog
 
 /// Attention, and nothing beside it.
 pub fn plain(kind: ProgramKind, phase: Phase, ns: u64) -> Program {
-    Program { kind, workspace: Bytes::ZERO, ops: vec![op(Component::Attention, phase, compute(ns), &[])] }
+    Program {
+        kind,
+        workspace: Bytes::ZERO,
+        bound: Nanos::ZERO,
+        ops: vec![op(Component::Attention, phase, compute(ns), &[])],
+    }
 }
 
 /// A plan of `ranks` lists over a placement. Every stage: F 100 ns, I 60, W 40, B 100; FB of any two 150; messages of 10
@@ -106,7 +111,7 @@ pub fn plan(placement: Placement, micro_batches: u32, ranks: &[&[(Task, &[u32])]
             plain(ProgramKind::I, Phase::I, 60),
             plain(ProgramKind::W, Phase::W, 40),
             Program { workspace: Bytes(45), ..plain(ProgramKind::B, Phase::I, 100) },
-            Program { kind: ProgramKind::FB, workspace: Bytes(45), ops: fb },
+            Program { kind: ProgramKind::FB, workspace: Bytes(45), bound: Nanos::ZERO, ops: fb },
         ],
         timetable: Certificate { makespan: Nanos::ZERO, lower_bound: Nanos::ZERO },
         ranks: ranks.iter().map(|items| rank(vec![], items)).collect(),
