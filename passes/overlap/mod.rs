@@ -8,6 +8,7 @@
 pub mod cyclic;
 mod list;
 mod orders;
+pub mod report;
 
 pub use orders::launch_order;
 

@@ -6,6 +6,7 @@ mod compare;
 mod compile;
 mod export;
 mod output;
+mod overlap;
 mod schedule;
 mod show;
 mod simulate;
@@ -49,6 +50,8 @@ enum Command {
     Compare(compare::Args),
     /// Write a plan in another tool's form.
     Export(export::Args),
+    /// Show what runs beside what in a pair of layers, against hand-made orders and the best possible
+    Overlap(overlap::Args),
     /// Make a timetable from plain numbers, without a model.
     Schedule(schedule::Args),
 }
@@ -93,6 +96,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
+        Command::Overlap(args) => overlap::run(args),
         Command::Schedule(args) => schedule::run(args),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod chart;
 pub(crate) mod numbers;
+pub mod pair;
 pub mod perfetto;
 pub mod simulation;
 pub(crate) mod table;

@@ -9,10 +9,13 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-pub use period::{Edge, period};
+pub use period::{Edge, Timing, period};
 pub use search::{Limits, search};
 
-use crate::ir::{Component, Phase, Stream};
+use crate::ir::{Component, Phase, Stream, Unit};
+use crate::job::Job;
+use crate::machine::Machine;
+use crate::passes::unit_work::{UnitOp, unit_work};
 use crate::units::Nanos;
 
 /// An op of the repeated layer pair.
@@ -101,6 +104,26 @@ impl CyclicProblem {
         problem
     }
 
+    /// The pair of a job's middle layer with experts: its ops' durations with `communication_sms` for exchanges and the other
+    /// SMs for computation. `None` if no layer has experts. Exchanges among tensor-parallel GPUs count with their component.
+    pub fn of_job(job: &Job, machine: &Machine, communication_sms: u32) -> Option<Self> {
+        let with_experts: Vec<u32> = (0..job.model.layers).filter(|&layer| job.model.is_moe(layer)).collect();
+        let layer = with_experts.get(with_experts.len() / 2)?;
+        let work = unit_work(job, Unit::Moe(*layer));
+        Some(Self::layer_pair(|component, phase| {
+            let ops = match phase {
+                Phase::F => &work.f,
+                Phase::I => &work.i,
+                Phase::W => &work.w,
+            };
+            let time = |op: &UnitOp| {
+                let sms = if op.work.is_exchange() { communication_sms } else { machine.sms - communication_sms };
+                machine.duration(&op.work, sms)
+            };
+            ops.iter().filter(|op| op.component == component).map(time).sum()
+        }))
+    }
+
     fn add(&mut self, component: Component, phase: Phase, duration: Nanos) {
         let exchange = matches!(component, Component::Dispatch | Component::Combine);
         let engine = if exchange { Stream::Comm } else { Stream::Compute };
@@ -168,6 +191,11 @@ impl CyclicProblem {
     /// The period when ops run in this order on each engine, repetition after repetition, as two streams run what is
     /// launched to them: `order` is a launch order of one repetition. `None` if it contradicts the needs.
     pub fn period_of(&self, order: &[usize]) -> Option<Nanos> {
+        self.timing_of(order).map(|timing| timing.period)
+    }
+
+    /// The same, with start times.
+    pub fn timing_of(&self, order: &[usize]) -> Option<Timing> {
         let mut edges = self.edges();
         for engine in [Stream::Compute, Stream::Comm] {
             let line: Vec<usize> = order.iter().copied().filter(|&op| self.ops[op].engine == engine).collect();
@@ -176,7 +204,7 @@ impl CyclicProblem {
                 edges.push(Edge { from, to, weight: self.ops[from].duration.0 as i64, distance });
             }
         }
-        period(self.ops.len(), &edges, Nanos::ZERO).map(|timing| timing.period)
+        period(self.ops.len(), &edges, Nanos::ZERO)
     }
 
     /// The period when everything runs one after the other.

@@ -1,0 +1,73 @@
+//! A layer pair under every order: what `dualweave overlap` shows, and what a search has to beat.
+
+use super::cyclic::{CyclicProblem, CyclicSchedule, Limits, search};
+use super::launch_order;
+use crate::ir::Stream;
+use crate::job::training::PairOrder;
+use crate::units::Nanos;
+
+/// A steady state of a layer pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Steady {
+    /// Whose order it is.
+    pub order: PairOrder,
+    /// The schedule; its bound is that of the problem unless the search proved more.
+    pub schedule: CyclicSchedule,
+    /// Time from the first start to the last end of some repetitions; for the search, of those in the best of all orders.
+    pub span: Nanos,
+}
+
+/// The steady state under one order; `None` if the order contradicts what the ops need of each other. `repetitions` are
+/// those that `span` counts.
+pub fn steady(problem: &CyclicProblem, order: PairOrder, repetitions: u64) -> Option<Steady> {
+    let schedule = match order {
+        PairOrder::Search => {
+            let hand_made = [PairOrder::DeepSeek, PairOrder::Megatron];
+            let starts = hand_made.map(|order| problem.indices(launch_order(order)));
+            search(problem, &starts.each_ref().map(Vec::as_slice), Limits::default())?
+        }
+        PairOrder::Serial => serial(problem),
+        PairOrder::DeepSeek | PairOrder::Megatron => {
+            let order = problem.indices(launch_order(order));
+            let timing = problem.timing_of(&order)?;
+            let first = timing.starts.iter().copied().min().unwrap_or(0);
+            let starts = timing.starts.iter().map(|&start| Nanos((start - first) as u64)).collect();
+            CyclicSchedule { period: timing.period, bound: problem.bound(), starts, nodes: 0 }
+        }
+    };
+    let span = match order {
+        PairOrder::Serial => schedule.period * repetitions,
+        _ => problem.span(&schedule.starts, schedule.period, repetitions),
+    };
+    // What is best for ever need not be best for a few layers, with their way in and out: a chunk takes what is.
+    let others = match order {
+        PairOrder::Search => [PairOrder::Serial, PairOrder::DeepSeek, PairOrder::Megatron].as_slice(),
+        _ => &[],
+    };
+    let spans = others.iter().filter_map(|&order| Some(steady(problem, order, repetitions)?.span));
+    let span = spans.fold(span, Nanos::min);
+    Some(Steady { order, schedule, span })
+}
+
+/// One op after the other, in DeepSeek's order.
+fn serial(problem: &CyclicProblem) -> CyclicSchedule {
+    let mut starts = vec![Nanos::ZERO; problem.ops.len()];
+    let mut now = Nanos::ZERO;
+    for at in problem.indices(launch_order(PairOrder::DeepSeek)) {
+        starts[at] = now;
+        now += problem.ops[at].duration;
+    }
+    CyclicSchedule { period: now, bound: problem.bound(), starts, nodes: 0 }
+}
+
+/// Why no period can be shorter than the problem's bound, in words.
+pub fn bound_reason(problem: &CyclicProblem) -> &'static str {
+    let bound = problem.bound();
+    if problem.load(Stream::Compute) == bound {
+        "the computation itself"
+    } else if problem.load(Stream::Comm) == bound {
+        "the communication itself"
+    } else {
+        "one micro-batch's chain through the layer"
+    }
+}

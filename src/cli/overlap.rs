@@ -1,0 +1,217 @@
+//! `dualweave overlap`: what runs beside what in a pair of layers, and how good that can be.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum as _;
+use serde::Serialize;
+
+use super::{Verdict, output};
+use crate::error::{Error, Result};
+use crate::ir::{Component, Phase, Stream};
+use crate::job::training::PairOrder;
+use crate::job::{self, Job, Overrides};
+use crate::machine::Machine;
+use crate::passes::overlap::cyclic::CyclicProblem;
+use crate::passes::overlap::report::{Steady, bound_reason, steady};
+use crate::units::Nanos;
+use crate::view::{pair, table};
+
+/// Columns of a report that goes into a file or a pipe.
+const PLAIN_WIDTH: usize = 100;
+
+/// Arguments of `overlap`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The job, whose layers with experts are paired; or `--components`
+    #[arg(required_unless_present = "components", conflicts_with = "components")]
+    job: Option<PathBuf>,
+    /// Durations instead of a job: lines `component,phase,ms` (attn|dispatch|mlp|combine, F|I|W, or F|B for dispatch and
+    /// combine)
+    #[arg(long, value_name = "FILE")]
+    components: Option<PathBuf>,
+    /// Layers that a chunk has: the span is that of so many pairs
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    layers: u64,
+    /// Report on this order alone
+    #[arg(long, value_enum)]
+    order: Option<PairOrder>,
+    /// Print the order that is asked for (the search's, if none is) as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Reports on the pair.
+///
+/// # Errors
+/// If the job or the file of components cannot be read, does not make sense, or has nothing that overlaps.
+pub fn run(args: Args) -> Result<Verdict> {
+    let (title, problem, sweep) = match (&args.components, &args.job) {
+        (Some(file), _) => (file.display().to_string(), components(file)?, None),
+        (None, Some(file)) => {
+            let loaded = job::load(file, &args.overrides)?;
+            loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
+            let problem = of_job(&loaded.job, loaded.job.training.communication_sms)?;
+            let title = format!("{} on {}", loaded.job.model.name, loaded.job.cluster.name);
+            (title, problem, Some(sweep(&loaded.job)?))
+        }
+        (None, None) => return Err(Error::new("there is nothing to overlap").help("name a job, or --components FILE")),
+    };
+    let contradiction =
+        |order: PairOrder| Error::new(format!("these components cannot run in the order `{}`", order.name()));
+    let of = |order: PairOrder| steady(&problem, order, args.layers).ok_or_else(|| contradiction(order));
+    if args.json {
+        let found = of(args.order.unwrap_or(PairOrder::Search))?;
+        output::print(&output::to_json(&json(&problem, &found))?)?;
+        return Ok(Verdict::Yes);
+    }
+    let orders = args.order.map_or_else(|| PairOrder::ALL.to_vec(), |order| vec![order]);
+    let found = orders.into_iter().map(of).collect::<Result<Vec<_>>>()?;
+    let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
+    output::print(&text(&title, &problem, &found, args.layers, sweep.as_deref(), width))?;
+    Ok(Verdict::Yes)
+}
+
+/// Reads a file of components.
+fn components(file: &Path) -> Result<CyclicProblem> {
+    let (name, text) = (file.display().to_string(), output::read(file)?);
+    let mut durations: Vec<((Component, Phase), Nanos)> = Vec::new();
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let place = at..at + line.trim_end().len();
+        at += line.len();
+        let content = line.trim();
+        if content.is_empty() || content.starts_with('#') || content == "component,phase,ms" {
+            continue;
+        }
+        let refuse = |message: &str, help: &str| {
+            Err(Error::new(message).help(help).at(&name, &text, place.clone(), "this line"))
+        };
+        let Ok([component, phase, ms]) = <[&str; 3]>::try_from(content.split(',').map(str::trim).collect::<Vec<_>>())
+        else {
+            return refuse("a line has three fields", "write `component,phase,ms`, say `attn,F,4.36`");
+        };
+        let component = match component {
+            "attn" | "attention" => Component::Attention,
+            "dispatch" => Component::Dispatch,
+            "mlp" => Component::Mlp,
+            "combine" => Component::Combine,
+            _ => return refuse("there is no such component", "use attn, dispatch, mlp or combine"),
+        };
+        let exchange = matches!(component, Component::Dispatch | Component::Combine);
+        let phase = match (phase, exchange) {
+            ("F", _) => Phase::F,
+            ("B" | "I", _) => Phase::I,
+            ("W", false) => Phase::W,
+            ("W", true) => return refuse("an exchange has no weights", "use F or B for dispatch and combine"),
+            _ => return refuse("there is no such phase", "use F, I or W; or F and B"),
+        };
+        let Some(duration) = ms.parse::<f64>().ok().filter(|ms| (0.0..=1e6).contains(ms)) else {
+            return refuse("this is no duration", "give milliseconds, from 0 to 1000000");
+        };
+        if durations.iter().any(|(known, _)| *known == (component, phase)) {
+            return refuse("this component and phase was given before", "keep one of the lines");
+        }
+        durations.push(((component, phase), Nanos::from_secs(duration / 1e3)));
+    }
+    let problem = CyclicProblem::layer_pair(|component, phase| {
+        durations.iter().find(|(known, _)| *known == (component, phase)).map_or(Nanos::ZERO, |(_, duration)| *duration)
+    });
+    if problem.ops.is_empty() {
+        return Err(
+            Error::new(format!("`{name}` has no component that takes time")).help("write lines such as `attn,F,4.36`")
+        );
+    }
+    Ok(problem)
+}
+
+/// The pair of a job's middle layer with experts.
+fn of_job(job: &Job, communication_sms: u32) -> Result<CyclicProblem> {
+    let machine = Machine::new(&job.cluster, job.training.memory_limit_gb);
+    CyclicProblem::of_job(job, &machine, communication_sms).ok_or_else(|| {
+        Error::new("the model has no layer with experts, so nothing to overlap")
+            .help("overlap a mixture of experts")
+            .field("model.moe")
+    })
+}
+
+/// The best period for every even number of communication SMs, up to half of the GPU.
+fn sweep(job: &Job) -> Result<Vec<(u32, Nanos)>> {
+    (2..=job.cluster.gpu.sms / 2)
+        .step_by(2)
+        .filter_map(|sms| {
+            let problem = match of_job(job, sms) {
+                Ok(problem) => problem,
+                Err(error) => return Some(Err(error)),
+            };
+            steady(&problem, PairOrder::Search, 1).map(|found| Ok((sms, found.schedule.period)))
+        })
+        .collect()
+}
+
+#[derive(Serialize)]
+struct Json {
+    order_name: &'static str,
+    period_ms: f64,
+    span_ms: f64,
+    bound_ms: f64,
+    proved: bool,
+    order: Vec<String>,
+}
+
+fn json(problem: &CyclicProblem, found: &Steady) -> Json {
+    Json {
+        order_name: found.order.to_possible_value().map_or("", |_| found.order.name()),
+        period_ms: found.schedule.period.millis(),
+        span_ms: found.span.millis(),
+        bound_ms: found.schedule.bound.millis(),
+        proved: found.schedule.proved(),
+        order: pair::launches(problem, &found.schedule).into_iter().map(|at| pair::name(&problem.ops[at])).collect(),
+    }
+}
+
+fn text(
+    title: &str,
+    problem: &CyclicProblem,
+    found: &[Steady],
+    layers: u64,
+    sweep: Option<&[(u32, Nanos)]>,
+    width: usize,
+) -> String {
+    let span = format!("span of {layers}");
+    let mut table = table::new(&["order", "period", &span, "over the bound", ""], width);
+    for steady in found {
+        let schedule = &steady.schedule;
+        let over = schedule.period.as_f64() / schedule.bound.as_f64().max(1.0) - 1.0;
+        table.add_row(vec![
+            steady.order.name().to_owned(),
+            format!("{:.3} ms", schedule.period.millis()),
+            format!("{:.3} ms", steady.span.millis()),
+            format!("{:.2} %", 100.0 * over),
+            if schedule.proved() { "optimal: proved".to_owned() } else { String::new() },
+        ]);
+    }
+    table::finish(&mut table, &[1, 2, 3]);
+    let (compute, comm) = (problem.load(Stream::Compute), problem.load(Stream::Comm));
+    let mut text = format!(
+        "{title}: one layer's forward beside another's backward, repeated\n\n\
+         computation {:.3} ms, communication {:.3} ms; no period is below {:.3} ms, {}\n{table}\n",
+        compute.millis(),
+        comm.millis(),
+        problem.bound().millis(),
+        bound_reason(problem),
+    );
+    // Of equals the last, which is the search.
+    if let Some(best) = found.iter().rev().min_by_key(|steady| steady.schedule.period) {
+        text.push_str(&format!(
+            "\nOne period of `{}`\n{}",
+            best.order.name(),
+            pair::timeline(problem, &best.schedule, width)
+        ));
+    }
+    if let Some(sweep) = sweep {
+        text.push_str(&format!("\nBest period by the SMs that communication gets\n{}", pair::sweep(sweep, width)));
+    }
+    text
+}
