@@ -81,6 +81,8 @@ fn printers(plan: &str) -> Vec<Vec<&str>> {
         vec!["compile", TINY, "-o", "-"],
         vec!["compare", TINY],
         vec!["compare", TINY, "--json"],
+        vec!["overlap", TINY],
+        vec!["overlap", TINY, "--json"],
         vec!["simulate", plan, "--json"],
         vec!["simulate", plan, "--rank", "1"],
     ]);
@@ -153,13 +155,17 @@ fn files_that_are_no_jobs_are_refused() {
         let path = folder.path().join(name);
         fs::write(&path, content).expect("the folder can be written");
         let plan = folder.path().join("never.ron");
-        for command in [vec!["compile", path_text(&path), "-o", path_text(&plan)], vec!["compare", path_text(&path)]] {
+        for command in [
+            vec!["compile", path_text(&path), "-o", path_text(&plan)],
+            vec!["compare", path_text(&path)],
+            vec!["overlap", path_text(&path)],
+        ] {
             let said = refusal(&command);
             assert!(said.contains(expected), "{name}: {said}");
             assert!(!plan.exists(), "{name}");
         }
     }
-    for command in ["compile", "compare"] {
+    for command in ["compile", "compare", "overlap"] {
         assert!(refusal(&[command, "nowhere/job.ron"]).contains("`nowhere/job.ron` cannot be read"));
         assert!(refusal(&[command, path_text(folder.path())]).contains("is a directory"));
     }
@@ -204,7 +210,7 @@ fn flags_that_do_not_go_together_are_refused() {
 /// Every field of `training` can be set from the command line, for `compile` and for `compare`.
 #[test]
 fn every_training_flag_works() {
-    let flags: [&[&str]; 12] = [
+    let flags: [&[&str]; 13] = [
         &["--pp", "2", "--dp", "4"],
         &["--ep", "1"],
         &["--tp", "2", "--dp", "1"],
@@ -215,6 +221,7 @@ fn every_training_flag_works() {
         &["--schedule", "interleaved", "--stages-per-rank", "2"],
         &["--placement", "bidirectional"],
         &["--recompute", "none"],
+        &["--overlap", "serial"],
         &["--communication-sms", "12"],
         &["--sharded-optimizer", "false"],
     ];
@@ -395,7 +402,9 @@ fn absurd_numbers_take_no_memory() {
         }
     }
     for endless in ["/dev/zero", "/dev/random"] {
-        for command in [&READERS[..], &[&["compile"], &["compare"]]].concat() {
+        for command in
+            [&READERS[..], &[&["compile"], &["compare"], &["overlap"], &["overlap", "--components"]]].concat()
+        {
             let output = in_shell("ulimit -v 1000000; ulimit -t 20; exec \"$@\"", &[command, &[endless]].concat());
             assert!(refused(endless, &output).contains("is a device"), "{command:?}");
         }

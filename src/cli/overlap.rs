@@ -22,20 +22,20 @@ const PLAIN_WIDTH: usize = 100;
 /// Arguments of `overlap`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The job, whose layers with experts are paired; or `--components`
+    /// The job, whose layers with experts are paired; or `--components`.
     #[arg(required_unless_present = "components", conflicts_with = "components")]
     job: Option<PathBuf>,
     /// Durations instead of a job: lines `component,phase,ms` (attn|dispatch|mlp|combine, F|I|W, or F|B for dispatch and
-    /// combine)
+    /// combine).
     #[arg(long, value_name = "FILE")]
     components: Option<PathBuf>,
-    /// Layers that a chunk has: the span is that of so many pairs
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    /// Layers that a chunk has: the span is that of so many pairs.
+    #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     layers: u64,
-    /// Report on this order alone
+    /// Report on this order alone.
     #[arg(long, value_enum)]
     order: Option<PairOrder>,
-    /// Print the order that is asked for (the search's, if none is) as JSON
+    /// Print the order that is asked for (the search's, if none is) as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -48,13 +48,19 @@ pub struct Args {
 /// If the job or the file of components cannot be read, does not make sense, or has nothing that overlaps.
 pub fn run(args: Args) -> Result<Verdict> {
     let (title, problem, sweep) = match (&args.components, &args.job) {
+        (Some(_), _) if args.overrides != Overrides::default() => {
+            return Err(Error::new("flags of the training run say nothing about `--components`")
+                .help("leave them out, or name a job"));
+        }
         (Some(file), _) => (file.display().to_string(), components(file)?, None),
         (None, Some(file)) => {
             let loaded = job::load(file, &args.overrides)?;
-            loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
-            let problem = of_job(&loaded.job, loaded.job.training.communication_sms)?;
+            let problem = of_job(&loaded.job, loaded.job.training.communication_sms);
+            let problem = problem.map_err(|error| loaded.locate(error))?;
             let title = format!("{} on {}", loaded.job.model.name, loaded.job.cluster.name);
-            (title, problem, Some(sweep(&loaded.job)?))
+            let sweep = sweep(&loaded.job)?;
+            loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
+            (title, problem, Some(sweep))
         }
         (None, None) => return Err(Error::new("there is nothing to overlap").help("name a job, or --components FILE")),
     };
@@ -180,7 +186,7 @@ fn text(
     width: usize,
 ) -> String {
     let span = format!("span of {layers}");
-    let mut table = table::new(&["order", "period", &span, "over the bound", ""], width);
+    let mut table = table::new(&["order", "period", &span, "over the bound", "optimal"], width);
     for steady in found {
         let schedule = &steady.schedule;
         let over = schedule.period.as_f64() / schedule.bound.as_f64().max(1.0) - 1.0;
@@ -189,7 +195,7 @@ fn text(
             format!("{:.3} ms", schedule.period.millis()),
             format!("{:.3} ms", steady.span.millis()),
             format!("{:.2} %", 100.0 * over),
-            if schedule.proved() { "optimal: proved".to_owned() } else { String::new() },
+            if schedule.proved() { "proved".to_owned() } else { String::new() },
         ]);
     }
     table::finish(&mut table, &[1, 2, 3]);

@@ -40,10 +40,8 @@ pub fn check(plan: &Plan, report: &mut Report) {
                 let named = |(name, bytes): &(String, u128)| format!("{name} {}", show(*bytes));
                 let largest: Vec<String> = parts.iter().take(NAMED).map(named).collect();
                 let message = format!(
-                    "needs {}, {} more than the {} that there are; most of it is {}",
-                    show(total),
+                    "needs {total} bytes, {} more than the {memory} bytes that there are; most of it is {}",
                     show(total - memory),
-                    show(memory),
                     largest.join(", ")
                 );
                 match peak.item {

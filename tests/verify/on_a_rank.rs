@@ -212,7 +212,7 @@ fn memory_that_the_rank_does_not_have() {
     finds(
         &plan,
         &[
-            "rank 0, item 15, I(0,3): needs 243 B, 1 B more than the 242 B that there are; most of it is parameters of stage 0 100 B, gradients of stage 0 50 B, optimizer state of stage 0 25 B, activations of its chunks 25 B [memory]",
+            "rank 0, item 15, I(0,3): needs 243 bytes, 1 B more than the 242 bytes that there are; most of it is parameters of stage 0 100 B, gradients of stage 0 50 B, optimizer state of stage 0 25 B, activations of its chunks 25 B [memory]",
         ],
     );
     plan.machine.memory = Bytes(0);
