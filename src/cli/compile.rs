@@ -8,6 +8,9 @@ use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::job::{self, Overrides};
 use crate::passes::{self, Compiled, StageLoad};
+use crate::plan::Plan;
+use crate::sim::memory::memory;
+use crate::sim::simulate;
 use crate::units::Nanos;
 use crate::view::numbers::count;
 use crate::view::{self, table};
@@ -43,11 +46,31 @@ pub fn run(args: Args) -> Result<Verdict> {
     for note in &loaded.notes {
         output::note(format!("note: {note}"));
     }
+    if let Some(warning) = memory_warning(&compiled.plan)? {
+        output::note(warning);
+    }
     match args.json {
         true => output::print(&json(&compiled)?)?,
         false => output::note(summary(&compiled, &args.output, output::talk_width())),
     }
     Ok(Verdict::Yes)
+}
+
+/// What to say if the plan needs more memory than there is. It is written all the same: `simulate` says what takes the room.
+fn memory_warning(plan: &Plan) -> Result<Option<String>> {
+    let simulation = simulate(plan)?;
+    let needs = memory(plan, &simulation).into_iter().map(|rank| rank.need.total());
+    let Some((rank, need)) = needs.enumerate().max_by_key(|&(rank, need)| (need, std::cmp::Reverse(rank))) else {
+        return Ok(None);
+    };
+    let limit = plan.machine.memory;
+    Ok((need > limit).then(|| {
+        format!(
+            "warning: the plan does not fit: rank {rank} needs {need}, {} more than {limit}; `dualweave simulate` says what \
+             takes the room",
+            need - limit
+        )
+    }))
 }
 
 #[derive(Serialize)]

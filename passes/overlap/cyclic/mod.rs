@@ -4,6 +4,7 @@
 //! (`distance`). Wanted is the shortest period. It can never be below the load of the busiest engine, nor below the length
 //! of a chain that must close within a repetition; [`search()`] starts from that bound and stops when it is met.
 
+pub mod ilp;
 mod period;
 mod search;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! repetitions before, and i at least d_j after j of 1-k repetitions before. A node of the search has fixed k for some pairs;
 //! its shortest period is a bound for all below it. It is a solution if no pair overlaps; else a pair that does is split by k.
 
-use super::{CyclicProblem, CyclicSchedule, Edge, period};
+use super::{CyclicProblem, CyclicSchedule, Edge, ilp, period};
 use crate::units::Nanos;
 
 /// How much may be looked at. A count, so that the answer is the same on every machine.
@@ -35,8 +35,10 @@ pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Op
         run.complete = false;
     }
     let (period, starts) = run.best?;
-    // If everything was looked at, what was found is the best there is.
-    let bound = if run.complete { period } else { run.bound };
+    // If everything was looked at, what was found is the best there is; likewise if the solver finds nothing shorter.
+    let optimal = run.complete
+        || period > run.bound && ilp::possible(problem, period.saturating_sub(Nanos(1))) == ilp::Answer::Impossible;
+    let bound = if optimal { period } else { run.bound };
     Some(CyclicSchedule { period, bound, starts, nodes: run.nodes })
 }
 

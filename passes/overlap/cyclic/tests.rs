@@ -119,7 +119,19 @@ proptest::proptest! {
         let found = search(&problem, &[], Limits::default()).expect("a schedule");
         proptest::prop_assert!(found.proved(), "{} nodes", found.nodes);
         proptest::prop_assert!(possible(&problem, found.period.0), "{found:?}");
+        // And by a solver that knows nothing of branch and bound over repetitions.
+        proptest::prop_assert!(matches!(ilp::possible(&problem, found.period), ilp::Answer::Possible(_)), "{found:?}");
+        let shorter = ilp::possible(&problem, Nanos(found.period.0 - 1));
+        proptest::prop_assert!(found.period == Nanos(1) || shorter == ilp::Answer::Impossible, "{found:?} {shorter:?}");
         let least = (1..=found.period.0).find(|&period| possible(&problem, period));
         proptest::prop_assert_eq!(least, Some(found.period.0));
     }
+}
+
+/// The solver finds the trace's optimum by itself, and that nothing is shorter.
+#[test]
+fn the_solver_agrees_on_the_trace() {
+    let problem = deepseek();
+    assert!(matches!(ilp::possible(&problem, Nanos(29_540_000)), ilp::Answer::Possible(_)));
+    assert_eq!(ilp::possible(&problem, Nanos(29_530_000)), ilp::Answer::Impossible);
 }
