@@ -2,7 +2,7 @@
 //!
 //! For a given period T everything is linear. An op starts at r + T·m, with r in [0, T) and m a whole number. Of two ops i, j
 //! of one engine a binary says which has the smaller r; then d_i ≤ r_j - r_i (+ T) ≤ T - d_j keeps them apart around the
-//! circle. It is slower than the branch and bound of [`super::search`] and shares nothing with it: a second opinion, and what
+//! circle. It is slower than the branch and bound of [`super::search()`] and shares nothing with it: a second opinion, and what
 //! is asked where that one ran into its limit.
 
 use good_lp::{Expression, ProblemVariables, Solution as _, SolverModel as _, Variable, constraint, microlp, variable};
