@@ -9,7 +9,7 @@ use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
 use dualweave::passes::pipeline::{generate, lower_bound, replay};
-use dualweave::passes::{compile, lower, split};
+use dualweave::passes::{across_ranks, compile, inside_chunks, lower, split};
 use dualweave::plan::Plan;
 use dualweave::units::Nanos;
 
@@ -33,7 +33,7 @@ fn job(pp: u32, micro_batches: u32) -> Job {
     load(&path, &overrides).unwrap_or_else(|error| panic!("{error:?}")).job
 }
 
-fn chunks((pp, micro_batches): (u32, u32)) -> ItemsCount {
+fn chunks_of((pp, micro_batches): (u32, u32)) -> ItemsCount {
     ItemsCount::new(pp as usize * micro_batches as usize)
 }
 
@@ -41,10 +41,10 @@ fn chunks((pp, micro_batches): (u32, u32)) -> ItemsCount {
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn job_to_plan(bencher: Bencher, size: (u32, u32)) {
     let job = job(size.0, size.1);
-    bencher.counter(chunks(size)).bench(|| compile(divan::black_box(&job)));
+    bencher.counter(chunks_of(size)).bench(|| compile(divan::black_box(&job)));
 }
 
-/// The passes in front of the timetable: they do not depend on the number of micro-batches.
+/// The passes in front of the chunk programs.
 #[divan::bench(args = [8, 16, 32, 64], sample_count = 5)]
 fn job_to_chunks(bencher: Bencher, pp: u32) {
     let job = job(pp, 2 * pp);
@@ -53,6 +53,22 @@ fn job_to_chunks(bencher: Bencher, pp: u32) {
         let lowered = lower::lower(divan::black_box(&job), &machine).expect("layers enough");
         split::split(&job, &lowered)
     });
+}
+
+/// The passes up to the chunk programs, with the search of pairs: they do not depend on the number of micro-batches, and are
+/// slowest where chunks have most layers.
+#[divan::bench(args = [8, 16, 32, 64], sample_count = 5)]
+fn job_to_programs(bencher: Bencher, pp: u32) {
+    let job = job(pp, 2 * pp);
+    bencher.bench(|| inside_chunks(divan::black_box(&job)));
+}
+
+/// The passes from there to the plan: these should be linear in ranks × micro-batches.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn programs_to_plan(bencher: Bencher, size: (u32, u32)) {
+    let job = job(size.0, size.1);
+    let chunks = inside_chunks(&job).expect("programs");
+    bencher.counter(chunks_of(size)).with_inputs(|| chunks.clone()).bench_values(|chunks| across_ranks(&job, chunks));
 }
 
 /// A timetable, its times and its bound, with equal costs.
@@ -67,7 +83,7 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
         pair: PairCost::Uniform(Nanos(27)),
         hops: Hops::Uniform(Nanos(1)),
     };
-    bencher.counter(chunks(size)).bench(|| {
+    bencher.counter(chunks_of(size)).bench(|| {
         let timetable = generate(kind, divan::black_box(&layout)).expect("a schedule of this size");
         (replay(&problem, &timetable), lower_bound(&problem))
     });
@@ -78,13 +94,13 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
 fn write(bencher: Bencher, size: (u32, u32)) {
     let plan = compile(&job(size.0, size.1)).expect("a plan").plan;
     let bytes = plan.to_ron().len();
-    bencher.counter(BytesCount::new(bytes)).counter(chunks(size)).bench(|| divan::black_box(&plan).to_ron());
+    bencher.counter(BytesCount::new(bytes)).counter(chunks_of(size)).bench(|| divan::black_box(&plan).to_ron());
 }
 
 /// Text to plan.
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn read(bencher: Bencher, size: (u32, u32)) {
     let text = compile(&job(size.0, size.1)).expect("a plan").plan.to_ron();
-    let counted = bencher.counter(BytesCount::of_str(&text)).counter(chunks(size));
+    let counted = bencher.counter(BytesCount::of_str(&text)).counter(chunks_of(size));
     counted.bench(|| Plan::from_ron("plan.ron", divan::black_box(&text)));
 }

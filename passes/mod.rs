@@ -50,6 +50,23 @@ pub struct StageLoad {
 /// # Errors
 /// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
 pub fn compile(job: &Job) -> Result<Compiled> {
+    across_ranks(job, inside_chunks(job)?)
+}
+
+/// A job whose chunk programs are made: what [`inside_chunks`] gives to [`across_ranks`].
+#[derive(Clone, Debug)]
+pub struct Chunks {
+    machine: Machine,
+    lowered: lower::Lowered,
+    split: Vec<split::SplitStage>,
+    overlapped: overlap::Overlapped,
+}
+
+/// The first half: `lower`, `split` and `overlap`. Its time does not depend on the number of micro-batches.
+///
+/// # Errors
+/// As [`compile`].
+pub fn inside_chunks(job: &Job) -> Result<Chunks> {
     let training = &job.training;
     let machine = Machine::new(&job.cluster, training.memory_limit_gb);
     pipeline::precondition(training.schedule, training.pp, training.stages_per_rank(), training.micro_batches)?;
@@ -62,7 +79,16 @@ pub fn compile(job: &Job) -> Result<Compiled> {
         pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
     let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
+    Ok(Chunks { machine, lowered, split, overlapped })
+}
 
+/// The second half: `pipeline`, `place` and `emit`. Its time grows with stages × micro-batches.
+///
+/// # Errors
+/// As [`compile`].
+pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
+    let training = &job.training;
+    let Chunks { machine, lowered, split, overlapped } = chunks;
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let problem = overlapped.problem(lowered.layout, hops(job, &machine, &lowered.layout, &stages));
     let timetable = pipeline::generate(training.schedule, &lowered.layout)?;

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use super::cyclic::{self, CyclicProblem};
 use super::list;
-use crate::ir::{Component, Op, Phase, Program, ProgramKind, ProgramOp};
+use crate::ir::{Component, Op, Phase, ProgramKind, ProgramOp, Work};
 use crate::job::training::PairOrder;
 use crate::machine::Machine;
-use crate::sim::time_program;
 use crate::units::{Bytes, Nanos};
 
 /// How many arrangements the local search may look at, times the number of ops, from each start: long programs take no
@@ -53,7 +52,15 @@ pub fn launch_order(order: PairOrder) -> &'static [(Component, Phase)] {
 /// The program of `ops` (whose `needs` point to earlier entries) in the order that is asked for. Only pairs have hand-made
 /// orders; every other program, and `Search`, gets the shortest that is found.
 pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, comm_sms: u32, order: PairOrder) -> Vec<ProgramOp> {
-    let setting = Setting { kind, machine, comm_sms };
+    let duration = |op: &Op, sms: u32| machine.duration(&op.work, sms);
+    let times: Vec<Times> = ops
+        .iter()
+        .map(|op| match op.work.is_exchange() {
+            true => Times { alone: duration(op, comm_sms), beside: duration(op, comm_sms) },
+            false => Times { alone: duration(op, machine.sms), beside: duration(op, machine.sms - comm_sms) },
+        })
+        .collect();
+    let setting = Setting { ops, times: &times, comm_sms, all_sms: machine.sms };
     let hand_made = |order: PairOrder| Arrangement::new(ops, by_key(ops, &template_keys(ops, launch_order(order))));
     match (kind, order) {
         (ProgramKind::FB, PairOrder::Serial) => hand_made(PairOrder::DeepSeek).one_after_the_other().launch(setting),
@@ -75,15 +82,26 @@ pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, comm_sms: u32, 
     }
 }
 
-/// What an arrangement is launched on.
+/// What is arranged, and on what it is launched.
 #[derive(Clone, Copy)]
 struct Setting<'a> {
-    kind: ProgramKind,
-    machine: &'a Machine,
+    ops: &'a [Op],
+    times: &'a [Times],
     comm_sms: u32,
+    all_sms: u32,
 }
 
-/// Ops in a launch order, with needs beyond their own: two ops that are kept apart do not share the SMs.
+/// How long an op takes.
+#[derive(Clone, Copy)]
+struct Times {
+    /// With all SMs that it may have.
+    alone: Nanos,
+    /// With those that communication leaves.
+    beside: Nanos,
+}
+
+/// Ops in a launch order, with needs beyond their own: two ops that are kept apart do not share the SMs. The ops' work is
+/// left out, since arrangements are copied by the thousand; only whether it is an exchange is kept.
 #[derive(Clone)]
 struct Arrangement {
     ops: Vec<Op>,
@@ -92,7 +110,15 @@ struct Arrangement {
 
 impl Arrangement {
     fn new(ops: &[Op], order: Vec<usize>) -> Self {
-        Self { ops: ops.to_vec(), order }
+        let without_work = |op: &Op| Op {
+            work: match op.work {
+                Work::Compute(_) => Work::Compute(Vec::new()),
+                Work::Exchange { .. } => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
+            },
+            needs: op.needs.clone(),
+            ..*op
+        };
+        Self { ops: ops.iter().map(without_work).collect(), order }
     }
 
     /// The same order, each op after the end of the one before it.
@@ -103,14 +129,31 @@ impl Arrangement {
         self
     }
 
-    fn launch(&self, setting: Setting) -> Vec<ProgramOp> {
-        list::launch(&self.ops, &self.order, setting.comm_sms, setting.machine.sms)
+    /// The program, work left out.
+    fn outline(&self, setting: Setting) -> Vec<ProgramOp> {
+        list::launch(&self.ops, &self.order, setting.comm_sms, setting.all_sms)
     }
 
+    fn launch(&self, setting: Setting) -> Vec<ProgramOp> {
+        let mut program = self.outline(setting);
+        for (op, &at) in program.iter_mut().zip(&self.order) {
+            op.work = setting.ops[at].work.clone();
+        }
+        program
+    }
+
+    /// How long the program takes: as `sim` times it, from the table of times.
     fn length(&self, setting: Setting) -> Nanos {
-        let program =
-            Program { kind: setting.kind, workspace: Bytes::ZERO, bound: Nanos::ZERO, ops: self.launch(setting) };
-        time_program(&program, setting.machine).total
+        let mut free = [Nanos::ZERO; 2];
+        let mut ends: Vec<Nanos> = Vec::with_capacity(self.order.len());
+        for (op, &at) in self.outline(setting).iter().zip(&self.order) {
+            let time = if op.sms == setting.all_sms { setting.times[at].alone } else { setting.times[at].beside };
+            let stream = &mut free[op.stream() as usize];
+            let start = op.waits.iter().map(|&wait| ends[wait as usize]).fold(*stream, Nanos::max);
+            *stream = start + time;
+            ends.push(*stream);
+        }
+        free[0].max(free[1])
     }
 
     /// The steps that can be taken from here.
@@ -120,7 +163,7 @@ impl Arrangement {
             let line = || self.order.iter().copied().filter(|&op| self.ops[op].work.is_exchange() == exchange);
             steps.extend(line().zip(line().skip(1)).map(|(one, other)| Step::Swap(one, other)));
         }
-        let beside = list::beside(&self.launch(setting));
+        let beside = list::beside(&self.outline(setting));
         steps.extend(beside.into_iter().map(|(before, after)| Step::Part(self.order[before], self.order[after])));
         steps
     }
