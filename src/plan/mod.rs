@@ -59,6 +59,22 @@ pub struct Plan {
     pub ranks: Vec<PlanRank>,
 }
 
+impl Plan {
+    /// The program (index into `programs`) that an action runs; `None` if the plan names none.
+    pub fn program_of(&self, action: Action) -> Option<u32> {
+        let stage = |chunk: ChunkId| self.stages.get(chunk.stage as usize);
+        match action {
+            Action::F(chunk) => stage(chunk)?.f,
+            Action::B(chunk) => stage(chunk)?.b,
+            Action::I(chunk) => stage(chunk)?.i,
+            Action::W(chunk) => stage(chunk)?.w,
+            Action::FB(f, b) => {
+                self.pairs.iter().find(|pair| (pair.f, pair.b) == (f.stage, b.stage)).map(|pair| pair.program)
+            }
+        }
+    }
+}
+
 /// What a plan was compiled from: for people, and for the rates that `simulate` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

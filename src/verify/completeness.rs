@@ -37,7 +37,7 @@ fn model(plan: &Plan, report: &mut Report) {
                     Some(expected) => format!("has unit `{unit}` where `{expected}` of the model should be"),
                     None => format!("has unit `{unit}` in the middle of the model, where it cannot be"),
                 };
-                Violation::plan(RULE, format!("stage {stage}"), message)
+                Violation::rank(RULE, holder(plan, stage), format!("stage {stage}"), message)
             });
         }
         match unit {
@@ -48,8 +48,13 @@ fn model(plan: &Plan, report: &mut Report) {
         }
     }
     if count == 1 {
-        report.add(RULE, || Violation::plan(RULE, "the model", "has no head".to_owned()));
+        report.add(RULE, || Violation::rank(RULE, holder(plan, 0), "the model", "has no head".to_owned()));
     }
+}
+
+/// The first rank that holds a stage.
+fn holder(plan: &Plan, stage: u32) -> u32 {
+    plan.layout.holders(stage).first().copied().unwrap_or(0)
 }
 
 /// F, I and W of every chunk.

@@ -127,20 +127,26 @@ fn peak(plan: &Plan, chunks: &[Chunk], pairs: &BTreeMap<(u32, u32), u32>, number
 /// The workspace of every full backward is at least the mean share of each component of its stage.
 fn workspaces(plan: &Plan, report: &mut Report) {
     let least: Vec<u64> = plan.stages.iter().map(least_workspace).collect();
-    let backwards =
-        (0..).zip(&plan.stages).filter_map(|(stage, held)| Some((stage, held.b?, format!("B of stage {stage}"))));
-    let pairs = plan
-        .pairs
-        .iter()
-        .map(|pair| (pair.b, pair.program, format!("F of stage {} beside B of stage {}", pair.f, pair.b)));
-    for (stage, program, purpose) in backwards.chain(pairs) {
-        let (least, given) = (least[stage as usize], plan.programs[program as usize].workspace.0);
+    let backwards = (0..)
+        .zip(&plan.stages)
+        .filter_map(|(stage, held)| Some(([None, Some(stage), Some(stage)], held.b?, format!("B of stage {stage}"))));
+    let pairs = plan.pairs.iter().map(|pair| {
+        (
+            [Some(pair.f), Some(pair.b), Some(pair.b)],
+            pair.program,
+            format!("F of stage {} beside B of stage {}", pair.f, pair.b),
+        )
+    });
+    for (stages, program, purpose) in backwards.chain(pairs) {
+        let [_, _, Some(backward)] = stages else { continue };
+        let (least, given) = (least[backward as usize], plan.programs[program as usize].workspace.0);
         if given < least {
             report.add(RULE, || {
                 let message = format!(
                     "has a workspace of {given} bytes, but one of its weight gradients alone is handed {least}"
                 );
-                Violation::plan(RULE, format!("program {program} ({purpose})"), message)
+                let action = format!("program {program} ({purpose})");
+                Violation::program(RULE, plan, program, Some(stages), action, message)
             });
         }
     }

@@ -114,15 +114,15 @@ impl Question {
         if program.ops.len() > groups.len().saturating_mul(MOST_OPS) {
             report.add(Rule::ProgramContent, || {
                 let message = format!("has {} ops for {} components", program.ops.len(), groups.len());
-                Violation::plan(Rule::ProgramContent, self.name(), message)
+                self.violation(plan, Rule::ProgramContent, self.name(), message)
             });
             return;
         }
-        self.sort_ops(program, &mut groups, report);
+        self.sort_ops(plan, program, &mut groups, report);
         for group in &groups {
-            self.count(program, group, report);
+            self.count(plan, program, group, report);
         }
-        self.order(program, &groups, report);
+        self.order(plan, program, &groups, report);
     }
 
     /// Everything that must be there: F in model order, I in reverse, then W.
@@ -147,7 +147,7 @@ impl Question {
     }
 
     /// Puts each op into its group; one that has none is foreign.
-    fn sort_ops(&self, program: &Program, groups: &mut [Group], report: &mut Report) {
+    fn sort_ops(&self, plan: &Plan, program: &Program, groups: &mut [Group], report: &mut Report) {
         let place: BTreeMap<_, _> =
             groups.iter().enumerate().map(|(at, group)| ((group.phase, group.unit, group.component), at)).collect();
         for (index, op) in program.ops.iter().enumerate() {
@@ -155,13 +155,14 @@ impl Question {
                 Some(&at) => groups[at].ops.push(index),
                 None => report.add(Rule::ProgramContent, || {
                     let message = format!("does not belong in {}", self.purpose);
-                    Violation::plan(Rule::ProgramContent, op_name(self.program as usize, index, op), message)
+                    let action = op_name(self.program as usize, index, op);
+                    self.violation(plan, Rule::ProgramContent, action, message)
                 }),
             }
         }
     }
 
-    fn count(&self, program: &Program, group: &Group, report: &mut Report) {
+    fn count(&self, plan: &Plan, program: &Program, group: &Group, report: &mut Report) {
         let exchanges = group.ops.iter().filter(|&&op| program.ops[op].work.is_exchange()).count();
         for (what, found, (fewest, most)) in [
             ("kernel", group.ops.len() - exchanges, group.allowed.compute),
@@ -174,13 +175,13 @@ impl Question {
                     let message = format!(
                         "has {found} {what} ops for {component:?} {phase:?} of unit {unit} ({of}) where it needs {limits}"
                     );
-                    Violation::plan(Rule::ProgramContent, self.name(), message)
+                    self.violation(plan, Rule::ProgramContent, self.name(), message)
                 });
             }
         }
     }
 
-    fn order(&self, program: &Program, groups: &[Group], report: &mut Report) {
+    fn order(&self, plan: &Plan, program: &Program, groups: &[Group], report: &mut Report) {
         let precedence = precedence(program);
         // Reports every op of `later` that may start before one of `earlier` has ended.
         let mut follow = |earlier: &[usize], later: &[usize]| {
@@ -196,7 +197,7 @@ impl Question {
                             before.component, before.phase, before.unit
                         );
                         let action = op_name(self.program as usize, op, &program.ops[op]);
-                        Violation::plan(Rule::ProgramOrder, action, message)
+                        self.violation(plan, Rule::ProgramOrder, action, message)
                     });
                 }
             }
@@ -229,6 +230,10 @@ impl Question {
                 last_backward = before;
             }
         }
+    }
+
+    fn violation(&self, plan: &Plan, rule: Rule, action: String, message: String) -> Violation {
+        Violation::program(rule, plan, self.program, Some(self.stages), action, message)
     }
 
     fn name(&self) -> String {

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::plan::Plan;
+use crate::ir::Action;
+use crate::plan::{Item, Plan};
 
 /// Violations of one rule that are written out; the others are only counted.
 pub const LISTED: u64 = 20;
@@ -110,7 +111,40 @@ impl Violation {
         Self { rule, rank: Some(rank), item: None, action: action.into(), message }
     }
 
-    /// Of something that belongs to no rank: a stage, a program.
+    /// Of a chunk program, or of an op of it. It names the first item that runs the program, if one does; with `stages`, one
+    /// whose F, I and W are of these stages if there is one.
+    pub(super) fn program(
+        rule: Rule,
+        plan: &Plan,
+        program: u32,
+        stages: Option<[Option<u32>; 3]>,
+        action: String,
+        message: String,
+    ) -> Self {
+        let items = || {
+            let ranks = (0..).zip(&plan.ranks);
+            let items =
+                ranks.flat_map(|(rank, list)| list.items.iter().enumerate().map(move |(at, item)| (rank, at, item)));
+            items.filter(move |(.., item)| item.0.action().and_then(|action| plan.program_of(action)) == Some(program))
+        };
+        let of_stages = |item: &Item| {
+            let parts = item.0.action().into_iter().flat_map(Action::parts);
+            let mut found = [None; 3];
+            parts.for_each(|(phase, chunk)| found[phase as usize] = Some(chunk.stage));
+            stages == Some(found)
+        };
+        match items().find(|(.., item)| of_stages(item)).or_else(|| items().next()) {
+            Some((rank, at, item)) => Self::item(rule, plan, rank, at, message).of(format!("{}, {action}", item.0)),
+            None => Self::plan(rule, action, message),
+        }
+    }
+
+    /// The same violation, told of another action.
+    fn of(self, action: String) -> Self {
+        Self { action, ..self }
+    }
+
+    /// Of something that belongs to no rank: the layout, a stage.
     pub(super) fn plan(rule: Rule, action: impl Into<String>, message: String) -> Self {
         Self { rule, rank: None, item: None, action: action.into(), message }
     }

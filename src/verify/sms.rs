@@ -21,7 +21,7 @@ pub fn check(plan: &Plan, report: &mut Report) {
             if op.sms == 0 || op.sms > all {
                 report.add(RULE, || {
                     let message = format!("may use {} SMs of a GPU that has {all}", op.sms);
-                    Violation::plan(RULE, op_name(number, index, op), message)
+                    Violation::program(RULE, plan, number as u32, None, op_name(number, index, op), message)
                 });
             }
         }
@@ -37,7 +37,7 @@ pub fn check(plan: &Plan, report: &mut Report) {
                     second.sms,
                     u64::from(first.sms) + u64::from(second.sms)
                 );
-                Violation::plan(RULE, op_name(number, kernel, first), message)
+                Violation::program(RULE, plan, number as u32, None, op_name(number, kernel, first), message)
             });
         }
     }

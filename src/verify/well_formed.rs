@@ -141,7 +141,9 @@ fn programs(plan: &Plan, report: &mut Report) {
                     Some(_) if (wait as usize) < index => format!("waits for op {wait} of its own stream"),
                     _ => format!("waits for op {wait}, which is no earlier op"),
                 };
-                report.add(RULE, || Violation::plan(RULE, op_name(number, index, op), message));
+                report.add(RULE, || {
+                    Violation::program(RULE, plan, number as u32, None, op_name(number, index, op), message)
+                });
             }
         }
     }

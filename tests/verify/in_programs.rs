@@ -35,7 +35,7 @@ fn missing_ops() {
     finds(
         &plan,
         &[
-            "program 0 (F of stage 0): has 0 kernel ops for Mlp F of unit 1 (dense 0) where it needs 1 [program-content]",
+            "rank 0, item 0, F(0,0), program 0 (F of stage 0): has 0 kernel ops for Mlp F of unit 1 (dense 0) where it needs 1 [program-content]",
         ],
     );
     // The weight gradient of the head, in B.
@@ -43,7 +43,9 @@ fn missing_ops() {
     drop_op(&mut plan, 5, 2);
     finds(
         &plan,
-        &["program 5 (B of stage 1): has 0 kernel ops for Head W of unit 1 (head) where it needs 1 [program-content]"],
+        &[
+            "rank 1, item 2, B(1,0), program 5 (B of stage 1): has 0 kernel ops for Head W of unit 1 (head) where it needs 1 [program-content]",
+        ],
     );
     // The backward's all-to-all of a pair.
     let mut plan = v();
@@ -51,7 +53,7 @@ fn missing_ops() {
     finds(
         &plan,
         &[
-            "program 12 (F of stage 3 beside B of stage 3): has 0 exchange ops for Dispatch I of unit 0 (moe 3) where it needs 1 [program-content]",
+            "rank 0, item 7, FB(3,1;3,0), program 12 (F of stage 3 beside B of stage 3): has 0 exchange ops for Dispatch I of unit 0 (moe 3) where it needs 1 [program-content]",
         ],
     );
 }
@@ -64,7 +66,7 @@ fn doubled_ops() {
     finds(
         &plan,
         &[
-            "program 3 (W of stage 0): has 2 kernel ops for Embedding W of unit 0 (embedding) where it needs 1 [program-content]",
+            "rank 0, item 16, W(0,2), program 3 (W of stage 0): has 2 kernel ops for Embedding W of unit 0 (embedding) where it needs 1 [program-content]",
         ],
     );
 }
@@ -74,7 +76,12 @@ fn foreign_ops() {
     // The embedding has no backward for the input; it may gather a gradient, but not from one GPU.
     let mut plan = linear();
     plan.programs[2].ops.push(op(Component::Embedding, Phase::I, 0, false));
-    finds(&plan, &["program 2, op 2, Embedding I of unit 0: does not belong in I of stage 0 [program-content]"]);
+    finds(
+        &plan,
+        &[
+            "rank 0, item 13, I(0,2), program 2, op 2, Embedding I of unit 0: does not belong in I of stage 0 [program-content]",
+        ],
+    );
     // An all-to-all has no weights.
     let mut plan = linear();
     plan.programs[7].ops.push(op(Component::Dispatch, Phase::W, 0, true));
@@ -99,14 +106,14 @@ fn a_program_that_another_stage_calls_for() {
     finds(
         &plan,
         &[
-            "program 4, op 0, Attention F of unit 0: does not belong in F of stage 0 [program-content]",
-            "program 4, op 1, Dispatch F of unit 0: does not belong in F of stage 0 [program-content]",
-            "program 4, op 2, Mlp F of unit 0: does not belong in F of stage 0 [program-content]",
-            "program 4, op 3, Combine F of unit 0: does not belong in F of stage 0 [program-content]",
-            "program 4, op 4, Head F of unit 1: does not belong in F of stage 0 [program-content]",
-            "program 4 (F of stage 0): has 0 kernel ops for Embedding F of unit 0 (embedding) where it needs 1 [program-content]",
-            "program 4 (F of stage 0): has 0 kernel ops for Attention F of unit 1 (dense 0) where it needs 1 [program-content]",
-            "program 4 (F of stage 0): has 0 kernel ops for Mlp F of unit 1 (dense 0) where it needs 1 [program-content]",
+            "rank 0, item 0, F(0,0), program 4, op 0, Attention F of unit 0: does not belong in F of stage 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 4, op 1, Dispatch F of unit 0: does not belong in F of stage 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 4, op 2, Mlp F of unit 0: does not belong in F of stage 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 4, op 3, Combine F of unit 0: does not belong in F of stage 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 4, op 4, Head F of unit 1: does not belong in F of stage 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 4 (F of stage 0): has 0 kernel ops for Embedding F of unit 0 (embedding) where it needs 1 [program-content]",
+            "rank 0, item 0, F(0,0), program 4 (F of stage 0): has 0 kernel ops for Attention F of unit 1 (dense 0) where it needs 1 [program-content]",
+            "rank 0, item 0, F(0,0), program 4 (F of stage 0): has 0 kernel ops for Mlp F of unit 1 (dense 0) where it needs 1 [program-content]",
         ],
     );
 }
@@ -123,7 +130,7 @@ fn exchanges_of_cut_weights_belong_to_tensor_parallel_plans() {
     finds(
         &plan,
         &[
-            "program 0 (F of stage 0): has 1 exchange ops for Mlp F of unit 1 (dense 0) where it needs 0 [program-content]",
+            "rank 0, item 0, F(0,0), program 0 (F of stage 0): has 1 exchange ops for Mlp F of unit 1 (dense 0) where it needs 0 [program-content]",
         ],
     );
 }
@@ -132,7 +139,10 @@ fn exchanges_of_cut_weights_belong_to_tensor_parallel_plans() {
 fn far_too_many_ops() {
     let mut plan = linear();
     plan.programs[0].ops = vec![plan.programs[0].ops[0].clone(); 100_000];
-    finds(&plan, &["program 0 (F of stage 0): has 100000 ops for 3 components [program-content]"]);
+    finds(
+        &plan,
+        &["rank 0, item 0, F(0,0), program 0 (F of stage 0): has 100000 ops for 3 components [program-content]"],
+    );
 }
 
 #[test]
@@ -143,7 +153,7 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 4, op 2, Mlp F of unit 0: may start before op 1 (Dispatch F of unit 0), whose result it reads, has ended [program-order]",
+            "rank 1, item 1, F(1,0), program 4, op 2, Mlp F of unit 0: may start before op 1 (Dispatch F of unit 0), whose result it reads, has ended [program-order]",
         ],
     );
     // The all-to-all before its tokens.
@@ -152,7 +162,7 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 4, op 1, Dispatch F of unit 0: may start before op 0 (Attention F of unit 0), whose result it reads, has ended [program-order]",
+            "rank 1, item 1, F(1,0), program 4, op 1, Dispatch F of unit 0: may start before op 0 (Attention F of unit 0), whose result it reads, has ended [program-order]",
         ],
     );
     // A weight gradient before its output gradient. All on one stream: launched too early.
@@ -161,7 +171,7 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 1, op 0, Mlp W of unit 1: may start before op 1 (Mlp I of unit 1), whose result it reads, has ended [program-order]",
+            "rank 0, item 5, B(0,0), program 1, op 0, Mlp W of unit 1: may start before op 1 (Mlp I of unit 1), whose result it reads, has ended [program-order]",
         ],
     );
     // The embedding's weight gradient needs the last of the backward.
@@ -170,8 +180,8 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 1, op 2, Embedding W of unit 0: may start before op 4 (Attention I of unit 1), whose result it reads, has ended [program-order]",
-            "program 1, op 3, Attention W of unit 1: may start before op 4 (Attention I of unit 1), whose result it reads, has ended [program-order]",
+            "rank 0, item 5, B(0,0), program 1, op 2, Embedding W of unit 0: may start before op 4 (Attention I of unit 1), whose result it reads, has ended [program-order]",
+            "rank 0, item 5, B(0,0), program 1, op 3, Attention W of unit 1: may start before op 4 (Attention I of unit 1), whose result it reads, has ended [program-order]",
         ],
     );
     // A backward in model order.
@@ -180,7 +190,7 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 2, op 0, Attention I of unit 1: may start before op 1 (Mlp I of unit 1), whose result it reads, has ended [program-order]",
+            "rank 0, item 13, I(0,2), program 2, op 0, Attention I of unit 1: may start before op 1 (Mlp I of unit 1), whose result it reads, has ended [program-order]",
         ],
     );
     // In a pair, a wait that the other chunk's op stands in for is not enough.
@@ -189,7 +199,7 @@ fn ops_before_what_they_read() {
     finds(
         &plan,
         &[
-            "program 12, op 6, Mlp I of unit 0: may start before op 3 (Combine I of unit 0), whose result it reads, has ended [program-order]",
+            "rank 0, item 7, FB(3,1;3,0), program 12, op 6, Mlp I of unit 0: may start before op 3 (Combine I of unit 0), whose result it reads, has ended [program-order]",
         ],
     );
 }
@@ -198,10 +208,18 @@ fn ops_before_what_they_read() {
 fn sm_budgets() {
     let mut plan = linear();
     plan.programs[4].ops[0].sms = 0;
-    finds(&plan, &["program 4, op 0, Attention F of unit 0: may use 0 SMs of a GPU that has 132 [sms]"]);
+    finds(
+        &plan,
+        &["rank 1, item 1, F(1,0), program 4, op 0, Attention F of unit 0: may use 0 SMs of a GPU that has 132 [sms]"],
+    );
     let mut plan = linear();
     plan.programs[4].ops[0].sms = 133;
-    finds(&plan, &["program 4, op 0, Attention F of unit 0: may use 133 SMs of a GPU that has 132 [sms]"]);
+    finds(
+        &plan,
+        &[
+            "rank 1, item 1, F(1,0), program 4, op 0, Attention F of unit 0: may use 133 SMs of a GPU that has 132 [sms]",
+        ],
+    );
     // The attention of a forward may have the whole GPU: nothing runs beside it.
     let mut plan = linear();
     plan.programs[4].ops[0].sms = 132;
@@ -212,7 +230,7 @@ fn sm_budgets() {
     finds(
         &plan,
         &[
-            "program 5, op 2, Head W of unit 1: has 113 SMs and may run beside op 1 (Combine I of unit 0) with 20: 133 SMs on a GPU that has 132 [sms]",
+            "rank 1, item 2, B(1,0), program 5, op 2, Head W of unit 1: has 113 SMs and may run beside op 1 (Combine I of unit 0) with 20: 133 SMs on a GPU that has 132 [sms]",
         ],
     );
     // In the pair, the backward's combine (op 3) runs beside what comes after the head's I and before the MLP's.
@@ -221,8 +239,8 @@ fn sm_budgets() {
     finds(
         &plan,
         &[
-            "program 12, op 4, Head W of unit 1: has 112 SMs and may run beside op 3 (Combine I of unit 0) with 21: 133 SMs on a GPU that has 132 [sms]",
-            "program 12, op 5, Mlp F of unit 0: has 112 SMs and may run beside op 3 (Combine I of unit 0) with 21: 133 SMs on a GPU that has 132 [sms]",
+            "rank 0, item 7, FB(3,1;3,0), program 12, op 4, Head W of unit 1: has 112 SMs and may run beside op 3 (Combine I of unit 0) with 21: 133 SMs on a GPU that has 132 [sms]",
+            "rank 0, item 7, FB(3,1;3,0), program 12, op 5, Mlp F of unit 0: has 112 SMs and may run beside op 3 (Combine I of unit 0) with 21: 133 SMs on a GPU that has 132 [sms]",
         ],
     );
 }
@@ -273,20 +291,20 @@ fn sms_agree_with_brute_force() {
 fn layers_that_are_lost_or_repeated() {
     let mut plan = linear();
     plan.stages[1].units[0] = Unit::Moe(2);
-    finds(&plan, &["stage 1: has unit `moe 2` where `moe 1` of the model should be [completeness]"]);
+    finds(&plan, &["rank 1, stage 1: has unit `moe 2` where `moe 1` of the model should be [completeness]"]);
     let mut plan = linear();
     plan.stages[1].units[0] = Unit::Moe(0);
-    finds(&plan, &["stage 1: has unit `moe 0` where `moe 1` of the model should be [completeness]"]);
+    finds(&plan, &["rank 1, stage 1: has unit `moe 0` where `moe 1` of the model should be [completeness]"]);
     let mut plan = linear();
     plan.stages[1].units[0] = Unit::Mtp(1);
-    finds(&plan, &["stage 1: has unit `mtp 1` where `mtp 0` of the model should be [completeness]"]);
+    finds(&plan, &["rank 1, stage 1: has unit `mtp 1` where `mtp 0` of the model should be [completeness]"]);
     let mut plan = linear();
     plan.stages[0].units[0] = Unit::Head;
     let report = verify(&plan);
     let found = report.violations.iter().find(|violation| violation.rule == Rule::Completeness);
     assert_eq!(
         found.map(ToString::to_string).as_deref(),
-        Some("stage 0: has unit `head` where `embedding` of the model should be [completeness]")
+        Some("rank 0, stage 0: has unit `head` where `embedding` of the model should be [completeness]")
     );
 }
 

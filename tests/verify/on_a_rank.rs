@@ -252,7 +252,7 @@ fn workspaces_that_are_too_small() {
     finds(
         &plan,
         &[
-            "program 1 (B of stage 0): has a workspace of 3 bytes, but one of its weight gradients alone is handed 4 [memory]",
+            "rank 0, item 5, B(0,0), program 1 (B of stage 0): has a workspace of 3 bytes, but one of its weight gradients alone is handed 4 [memory]",
         ],
     );
     let mut plan = v();
@@ -260,7 +260,7 @@ fn workspaces_that_are_too_small() {
     finds(
         &plan,
         &[
-            "program 12 (F of stage 3 beside B of stage 3): has a workspace of 0 bytes, but one of its weight gradients alone is handed 4 [memory]",
+            "rank 0, item 7, FB(3,1;3,0), program 12 (F of stage 3 beside B of stage 3): has a workspace of 0 bytes, but one of its weight gradients alone is handed 4 [memory]",
         ],
     );
 }

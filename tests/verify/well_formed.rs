@@ -98,10 +98,18 @@ fn stages_that_do_not_fit() {
 fn ops_that_wait_for_what_is_not_there() {
     let mut plan = linear();
     plan.programs[4].ops[2].waits = vec![3];
-    finds(&plan, &["program 4, op 2, Mlp F of unit 0: waits for op 3, which is no earlier op [well-formed]"]);
+    finds(
+        &plan,
+        &[
+            "rank 1, item 1, F(1,0), program 4, op 2, Mlp F of unit 0: waits for op 3, which is no earlier op [well-formed]",
+        ],
+    );
     let mut plan = linear();
     plan.programs[4].ops[2].waits = vec![1, 0];
-    finds(&plan, &["program 4, op 2, Mlp F of unit 0: waits for op 0 of its own stream [well-formed]"]);
+    finds(
+        &plan,
+        &["rank 1, item 1, F(1,0), program 4, op 2, Mlp F of unit 0: waits for op 0 of its own stream [well-formed]"],
+    );
 }
 
 #[test]
