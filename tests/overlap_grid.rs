@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use dualweave::ir::Stream;
 use dualweave::job::model::Dtype;
 use dualweave::job::training::PairOrder;
 use dualweave::job::{Job, Overrides, load};
@@ -76,6 +77,9 @@ fn search_is_never_worse_than_by_hand() {
         let found = steady(&problem, PairOrder::Search, 4).expect("a schedule");
         nodes += found.schedule.nodes;
         assert!(found.schedule.period >= problem.bound(), "{}", cell.name);
+        // Four layers take at least four times what the busier engine has to do.
+        let load = problem.load(Stream::Compute).max(problem.load(Stream::Comm));
+        assert!(found.span >= load * 4, "{}", cell.name);
         match found.schedule.proved() {
             true => proved += 1,
             false => {

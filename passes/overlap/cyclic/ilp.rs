@@ -2,8 +2,8 @@
 //!
 //! For a given period T everything is linear. An op starts at r + T·m, with r in [0, T) and m a whole number. Of two ops i, j
 //! of one engine a binary says which has the smaller r; then d_i ≤ r_j - r_i (+ T) ≤ T - d_j keeps them apart around the
-//! circle. It is slower than the branch and bound of [`super::search()`] and shares nothing with it: a second opinion, and what
-//! is asked where that one ran into its limit.
+//! circle. It shares nothing with the branch and bound of [`super::search()`]: a second opinion, for tests. Where the answer is
+//! no it can take microlp minutes, and microlp cannot be given a limit of work, so no plan waits for it.
 
 use good_lp::{Expression, ProblemVariables, Solution as _, SolverModel as _, Variable, constraint, microlp, variable};
 
@@ -14,7 +14,9 @@ use crate::units::Nanos;
 /// Most ops that the solver is asked about: its time grows exponentially with the pairs of one engine.
 pub const MOST_OPS: usize = 10;
 
-/// Repetitions that an op may lie behind the first.
+/// Repetitions that an op may lie behind the first. Enough for a layer pair: the chain of each side closes within one
+/// repetition, so its ops are at most two apart, weight gradients at most `weight_delay` = 2 and one more behind those; and each
+/// side can be counted from its own first op.
 const MOST_REPETITIONS: f64 = 6.0;
 
 /// What the solver says.

@@ -4,7 +4,8 @@
 //! (`distance`). Wanted is the shortest period. It can never be below the load of the busiest engine, nor below the length
 //! of a chain that must close within a repetition; [`search()`] starts from that bound and stops when it is met.
 
-pub mod ilp;
+#[cfg(test)]
+mod ilp;
 mod period;
 mod search;
 #[cfg(test)]
@@ -191,11 +192,6 @@ impl CyclicProblem {
 
     /// The period when ops run in this order on each engine, repetition after repetition, as two streams run what is
     /// launched to them: `order` is a launch order of one repetition. `None` if it contradicts the needs.
-    pub fn period_of(&self, order: &[usize]) -> Option<Nanos> {
-        self.timing_of(order).map(|timing| timing.period)
-    }
-
-    /// The same, with start times.
     pub fn timing_of(&self, order: &[usize]) -> Option<Timing> {
         let mut edges = self.edges();
         for engine in [Stream::Compute, Stream::Comm] {
@@ -206,11 +202,6 @@ impl CyclicProblem {
             }
         }
         period(self.ops.len(), &edges, Nanos::ZERO)
-    }
-
-    /// The period when everything runs one after the other.
-    pub fn serial_period(&self) -> Nanos {
-        self.load(Stream::Compute) + self.load(Stream::Comm)
     }
 
     /// Time from the first start to the last end of `repetitions` repetitions, ops launched in the order of a schedule's

@@ -4,7 +4,7 @@
 //! repetitions before, and i at least d_j after j of 1-k repetitions before. A node of the search has fixed k for some pairs;
 //! its shortest period is a bound for all below it. It is a solution if no pair overlaps; else a pair that does is split by k.
 
-use super::{CyclicProblem, CyclicSchedule, Edge, ilp, period};
+use super::{CyclicProblem, CyclicSchedule, Edge, period};
 use crate::units::Nanos;
 
 /// How much may be looked at. A count, so that the answer is the same on every machine.
@@ -35,10 +35,8 @@ pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Op
         run.complete = false;
     }
     let (period, starts) = run.best?;
-    // If everything was looked at, what was found is the best there is; likewise if the solver finds nothing shorter.
-    let optimal = run.complete
-        || period > run.bound && ilp::possible(problem, period.saturating_sub(Nanos(1))) == ilp::Answer::Impossible;
-    let bound = if optimal { period } else { run.bound };
+    // If everything was looked at, what was found is the best there is.
+    let bound = if run.complete { period } else { run.bound };
     Some(CyclicSchedule { period, bound, starts, nodes: run.nodes })
 }
 
@@ -56,8 +54,6 @@ struct Search<'a> {
 struct Conflict {
     i: usize,
     j: usize,
-    /// Start of j after start of i.
-    apart: i64,
 }
 
 impl Search<'_> {
@@ -101,7 +97,7 @@ impl Search<'_> {
             self.keep(timing.period, &timing.starts);
             return;
         };
-        let mut branches = self.branches(edges, &conflict, timing.period, anchored);
+        let mut branches = self.branches(edges, &conflict, anchored);
         // The most promising first; what is equal, in the order of k.
         branches.sort_unstable();
         let anchors = anchored || self.sides_differ(&conflict);
@@ -135,7 +131,7 @@ impl Search<'_> {
                 // Before i has ended, or into the i of the next repetition.
                 let overlap = (length_i - within).min(length_j).max((within + length_j - period).min(length_i));
                 if overlap > 0 && worst.as_ref().is_none_or(|(most, _)| overlap > *most) {
-                    worst = Some((overlap, Conflict { i, j, apart }));
+                    worst = Some((overlap, Conflict { i, j }));
                 }
             }
         }
@@ -143,7 +139,8 @@ impl Search<'_> {
     }
 
     /// The k that can still give something better, each with the period that it leads to.
-    fn branches(&self, edges: &[Edge], conflict: &Conflict, period_now: Nanos, anchored: bool) -> Vec<(Nanos, i64)> {
+    fn branches(&self, edges: &[Edge], conflict: &Conflict, anchored: bool) -> Vec<(Nanos, i64)> {
+        let fixed = edges;
         let mut edges = edges.to_vec();
         let length = edges.len();
         let mut try_k = |k: i64| {
@@ -157,16 +154,35 @@ impl Search<'_> {
             // Counting one micro-batch's repetitions from another one changes every k between the two alike: any will do.
             return try_k(0).into_iter().collect();
         }
-        // From where they are now outwards: j behind i, or one repetition more, before it. The further from there, the longer
-        // the period, and every op is tied to every other (see `CyclicProblem::tied`), so both directions end.
-        let near = -conflict.apart.div_euclid(period_now.0.max(1) as i64);
-        let down = (0..).map(|step| near - step).map_while(&mut try_k).collect::<Vec<_>>();
-        let up = (1..).map(|step| near + step).map_while(&mut try_k).collect::<Vec<_>>();
-        [down, up].concat()
+        // A path from i to j over D repetitions keeps j from starting more than D periods before i, whatever the period; so
+        // k is at most 1 + D, and likewise at least -D for a path from j to i. Every op is tied to every other (see
+        // `CyclicProblem::tied`), so there are both.
+        let ops = self.problem.ops.len();
+        let (to_j, to_i) = (nearest(ops, fixed, conflict.i, conflict.j), nearest(ops, fixed, conflict.j, conflict.i));
+        match (to_j, to_i) {
+            (Some(to_j), Some(to_i)) => (-to_i..=1 + to_j).filter_map(&mut try_k).collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn sides_differ(&self, conflict: &Conflict) -> bool {
         let forward = |op: usize| self.problem.ops[op].phase == crate::ir::Phase::F;
         forward(conflict.i) != forward(conflict.j)
     }
+}
+
+/// The fewest repetitions on a path of edges; `None` if there is no path. Edges that can be kept at all have no cycle of
+/// negative distance.
+fn nearest(ops: usize, edges: &[Edge], from: usize, to: usize) -> Option<i64> {
+    let mut distance: Vec<Option<i64>> = vec![None; ops];
+    distance[from] = Some(0);
+    for _ in 0..ops {
+        for edge in edges {
+            if let Some(through) = distance[edge.from].map(|before| before + edge.distance) {
+                let there = &mut distance[edge.to];
+                *there = Some(there.map_or(through, |known| known.min(through)));
+            }
+        }
+    }
+    distance[to]
 }

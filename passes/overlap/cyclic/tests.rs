@@ -28,7 +28,7 @@ fn deepseek() -> CyclicProblem {
 fn the_trace_s_load_is_reached_and_proved() {
     let problem = deepseek();
     assert_eq!(problem.load(Stream::Compute), Nanos(29_540_000));
-    assert_eq!(problem.serial_period(), Nanos(58_170_000));
+    assert_eq!(problem.load(Stream::Comm), Nanos(28_630_000));
     let found = search(&problem, &[], Limits::default()).expect("a schedule");
     assert_eq!((found.period, found.bound), (Nanos(29_540_000), Nanos(29_540_000)), "{} nodes", found.nodes);
     println!("{} nodes", found.nodes);
@@ -39,7 +39,8 @@ fn hand_made_orders_of_the_trace() {
     let problem = deepseek();
     for order in [PairOrder::DeepSeek, PairOrder::Megatron] {
         let launches = problem.indices(launch_order(order));
-        assert_eq!(problem.period_of(&launches), Some(Nanos(30_270_000)), "{}", order.name());
+        let timing = problem.timing_of(&launches).expect("it fits");
+        assert_eq!(timing.period, Nanos(30_270_000), "{}", order.name());
     }
 }
 
@@ -49,11 +50,13 @@ fn possible(problem: &CyclicProblem, period: u64) -> bool {
     fn place(problem: &CyclicProblem, period: u64, starts: &mut Vec<u64>) -> bool {
         let at = starts.len();
         if at == problem.ops.len() {
-            return repetitions_exist(problem, period, starts);
+            return true;
         }
         let op = &problem.ops[at];
+        // The circle may be turned so that the first op starts it.
+        let places = if at == 0 { 1 } else { period };
         op.duration.0 <= period
-            && (0..period).any(|start| {
+            && (0..places).any(|start| {
                 let free = problem.ops[..at].iter().zip(starts.iter()).all(|(other, &there)| {
                     other.engine != op.engine
                         || (0..other.duration.0).all(|t| (there + t + period - start) % period >= op.duration.0)
@@ -62,7 +65,7 @@ fn possible(problem: &CyclicProblem, period: u64) -> bool {
                     return false;
                 }
                 starts.push(start);
-                let found = place(problem, period, starts);
+                let found = repetitions_exist(problem, period, starts) && place(problem, period, starts);
                 starts.pop();
                 found
             })
@@ -70,11 +73,12 @@ fn possible(problem: &CyclicProblem, period: u64) -> bool {
     place(problem, period, &mut Vec::new())
 }
 
-/// Whole numbers m with start + m · period that keep every need, and the limit on weight gradients: by relaxation.
+/// Whole numbers m with start + m · period that keep every need among the ops that are placed, and the limit on weight
+/// gradients: by relaxation.
 fn repetitions_exist(problem: &CyclicProblem, period: u64, starts: &[u64]) -> bool {
     let period = period as i64;
     let mut apart: Vec<(usize, usize, i64)> = Vec::new();
-    for need in &problem.needs {
+    for need in problem.needs.iter().filter(|need| need.from.max(need.to) < starts.len()) {
         let (from, to) = (starts[need.from] as i64, starts[need.to] as i64);
         let late = from + problem.ops[need.from].duration.0 as i64 - to;
         apart.push((need.from, need.to, -(-late).div_euclid(period) - need.distance));
@@ -100,7 +104,7 @@ fn repetitions_exist(problem: &CyclicProblem, period: u64, starts: &[u64]) -> bo
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 60, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: 60, rng_seed: proptest::test_runner::RngSeed::Fixed(7), failure_persistence: None, ..Default::default() })]
     /// Up to eight ops with small whole durations: the period is the least that is possible at all.
     #[test]
     fn equals_exhaustive_search(durations in proptest::collection::vec(0u64..3, 10)) {
@@ -134,4 +138,39 @@ fn the_solver_agrees_on_the_trace() {
     let problem = deepseek();
     assert!(matches!(ilp::possible(&problem, Nanos(29_540_000)), ilp::Answer::Possible(_)));
     assert_eq!(ilp::possible(&problem, Nanos(29_530_000)), ilp::Answer::Impossible);
+}
+
+/// All ten ops with durations from 1 to 4, in a fixed pseudo-random order.
+fn drawn(case: u64) -> CyclicProblem {
+    // SplitMix64: each number of the sequence is well mixed.
+    let draw = |at: u64| {
+        let mut z = (case * 16 + at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Nanos(1 + (z ^ (z >> 31)) % 4)
+    };
+    CyclicProblem::layer_pair(|component, phase| match (component, phase) {
+        (Dispatch | Combine, Phase::W) | (Component::Embedding | Component::Head, _) => Nanos::ZERO,
+        _ => draw(component as u64 * 3 + phase as u64),
+    })
+}
+
+/// Branch and bound against trying everything where all ten ops are there: the period is possible, and one less is not. In some
+/// cases the bound cannot be reached; those are what a search can get wrong.
+#[test]
+fn whole_pairs_equal_exhaustive_search() {
+    let mut above_the_bound = 0;
+    for case in 0..300 {
+        let problem = drawn(case);
+        let found = search(&problem, &[], Limits::default()).expect("a schedule");
+        assert!(found.proved(), "case {case}: {found:?}");
+        assert!(possible(&problem, found.period.0), "case {case}: {found:?}");
+        // At the bound there is nothing to show; and to try everything in vain takes longest there.
+        if found.period > problem.bound() {
+            above_the_bound += 1;
+            assert!(!possible(&problem, found.period.0 - 1), "case {case}: {found:?}");
+        }
+    }
+    println!("{above_the_bound} of 300 above the bound");
+    assert!(above_the_bound >= 3);
 }
