@@ -20,14 +20,6 @@ pub struct Message {
 }
 
 impl Message {
-    /// The item that sends it.
-    pub fn send(&self, to: u32) -> Task {
-        match self.gradient {
-            true => Task::SendGrad(self.chunk.stage, self.chunk.micro_batch, to),
-            false => Task::SendAct(self.chunk.stage, self.chunk.micro_batch, to),
-        }
-    }
-
     /// The item that receives it.
     pub fn receive(&self, from: u32) -> Task {
         match self.gradient {
@@ -75,13 +67,16 @@ impl Messages {
         }
         messages
     }
+}
 
-    /// What `action` of `rank` sends, with the receivers, in order.
-    pub fn made_by(&self, layout: &Layout, rank: u32, action: Action) -> Vec<(u32, Message)> {
-        let sent = outputs(layout, action).into_iter().filter(|&(_, _, to)| to != rank);
-        // Maker and reader play no part in the item.
-        sent.map(|(gradient, chunk, to)| (to, Message { gradient, chunk, maker: 0, reader: 0 })).collect()
-    }
+/// The sends behind `action` of `rank`, each with its receiver, in order.
+pub fn sends(layout: &Layout, rank: u32, action: Action) -> Vec<(u32, Task)> {
+    let sent = outputs(layout, action).into_iter().filter(|&(_, _, to)| to != rank);
+    let task = |gradient: bool, chunk: ChunkId, to: u32| match gradient {
+        true => Task::SendGrad(chunk.stage, chunk.micro_batch, to),
+        false => Task::SendAct(chunk.stage, chunk.micro_batch, to),
+    };
+    sent.map(|(gradient, chunk, to)| (to, task(gradient, chunk, to))).collect()
 }
 
 /// For each message of a channel the action in front of which it is received: the first that reads it or a later one.

@@ -108,7 +108,7 @@ fn place_rank(input: &Input, messages: &Messages, reduce_order: &[u32], rank: u3
         for (gradient, chunk) in inputs(layout, action) {
             after.extend(builder.received.get(&(gradient, chunk)));
         }
-        let outgoing = messages.made_by(layout, rank, action);
+        let outgoing = messages::sends(layout, rank, action);
         let mut count: BTreeMap<u32, usize> = BTreeMap::new();
         for (to, _) in &outgoing {
             let sent = builder.sends.get(to).map_or(0, Vec::len);
@@ -122,8 +122,8 @@ fn place_rank(input: &Input, messages: &Messages, reduce_order: &[u32], rank: u3
         }
         let item = builder.push(Task::from(action), after);
         builder.compute.push(item);
-        for (to, message) in outgoing {
-            let send = builder.push(message.send(to), vec![item]);
+        for (to, task) in outgoing {
+            let send = builder.push(task, vec![item]);
             builder.sends.entry(to).or_default().push(send);
         }
         while let Some(&&(stage, position)) = next_reduce.peek() {

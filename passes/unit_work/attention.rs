@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::kernels::{self, Product, Setting, compute, local_shape, memory, product, tensor_collective};
 use super::{Part, Rest, Sizes, UnitOp, UnitParameters};
-use crate::ir::{Component, Held, Kernel, Rate};
+use crate::ir::{Component, Held, Kernel, Rate, Work};
 use crate::job::Job;
 use crate::job::arithmetic::{AttentionShape, Cut, Linear};
 use crate::job::model::Dtype;
@@ -100,6 +100,25 @@ pub(super) fn kept_input(sizes: &Sizes, dtype: Dtype, gathered: bool, again: boo
         (true, _) => [0, 0, read],
         (false, true) => [share, 0, read],
         (false, false) => [0, share, 0],
+    }
+}
+
+/// An end of an op's list of kernels.
+#[derive(Clone, Copy)]
+pub(super) enum End {
+    Front,
+    Back,
+}
+
+/// Adds kernels to the attention op among `ops`.
+pub(super) fn extend_attention(ops: &mut [UnitOp], kernels: Vec<Kernel>, end: End) {
+    let attention = ops.iter_mut().find(|op| op.component == Component::Attention && !op.work.is_exchange());
+    if let Some(UnitOp { work: Work::Compute(there), .. }) = attention {
+        let at = match end {
+            End::Front => 0,
+            End::Back => there.len(),
+        };
+        there.splice(at..at, kernels);
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::attention::{kept_input, local_values, norm, setting};
+use super::attention::{End, extend_attention, kept_input, local_values, norm, setting};
 use super::kernels::{compute, local_parameters, memory, product, tensor_collective};
-use super::{Sizes, UnitOp, UnitParameters, UnitWork};
-use crate::ir::{Component, Held, Work};
+use super::{Sizes, UnitParameters, UnitWork};
+use crate::ir::{Component, Held};
 use crate::job::Job;
 use crate::job::arithmetic::{Cut, Linear};
 use crate::job::model::Dtype;
@@ -91,15 +91,9 @@ pub(super) fn add_mtp_projection(job: &Job, work: &mut UnitWork) {
     let (input, output) = local_values(&linear, &sizes);
 
     // In F the projection comes first, in I last; with tensor parallelism it stands inside the layer's collectives.
-    let attention = |ops: &mut Vec<UnitOp>, extra: Vec<_>, first: bool| {
-        let op = ops.iter_mut().find(|op| op.component == Component::Attention && !op.work.is_exchange());
-        if let Some(UnitOp { work: Work::Compute(there), .. }) = op {
-            *there = if first { [extra, there.clone()].concat() } else { [there.clone(), extra].concat() };
-        }
-    };
-    attention(&mut work.f, [norms.clone(), kernels.f].concat(), true);
-    attention(&mut work.i, [kernels.i, norms].concat(), false);
-    attention(&mut work.w, kernels.w, true);
+    extend_attention(&mut work.f, [norms.clone(), kernels.f].concat(), End::Front);
+    extend_attention(&mut work.i, [kernels.i, norms].concat(), End::Back);
+    extend_attention(&mut work.w, kernels.w, End::Front);
 
     let mut add = |to_i: u64, to_w: u64, from_i: u64| {
         *work.held.f_to_i.entry(Component::Attention).or_default() += Bytes(to_i);

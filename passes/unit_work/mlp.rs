@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::attention::{kept_input, local_values, norm, setting};
+use super::attention::{End, extend_attention, kept_input, local_values, norm, setting};
 use super::kernels::{self, Setting, compute, memory, product, tensor_collective};
 use super::routing::{self, Copies};
 use super::{Part, Rest, Sizes, UnitOp, UnitParameters, UnitWork};
@@ -136,14 +136,8 @@ pub(super) fn add_router(job: &Job, moe: &Moe, work: &mut UnitWork) {
     let f: Vec<Kernel> = [vec![norm(&sizes)], router.f, vec![scores]].concat();
     let again = if recompute.norms { vec![norm(&sizes)] } else { Vec::new() };
     let i: Vec<Kernel> = [again, vec![scores], router.i, router.w, vec![norm(&sizes)]].concat();
-    let extend = |ops: &mut Vec<UnitOp>, kernels: Vec<Kernel>, first: bool| {
-        let attention = ops.iter_mut().find(|op| op.component == Component::Attention && !op.work.is_exchange());
-        if let Some(UnitOp { work: Work::Compute(there), .. }) = attention {
-            *there = if first { [kernels, there.clone()].concat() } else { [there.clone(), kernels].concat() };
-        }
-    };
-    extend(&mut work.f, f, false);
-    extend(&mut work.i, i, true);
+    extend_attention(&mut work.f, f, End::Back);
+    extend_attention(&mut work.i, i, End::Front);
 
     // The stream in front of the norm; router scores and choices; the normed stream for the router (and shared expert).
     let stream = Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden);
