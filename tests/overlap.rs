@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dualweave::ir::{Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Stream, Work};
+use dualweave::ir::{
+    Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Step, Stream, Tokens, Work,
+};
 use dualweave::job::training::PairOrder;
 use dualweave::machine::{LinkModel, Machine};
 use dualweave::passes::overlap::{Options, overlap};
@@ -46,6 +48,8 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
         component: Component::Attention,
         phase: Phase::F,
         unit,
+        step: Step::Main,
+        tokens: Tokens::ALL,
         work: match exchange {
             true => Work::Exchange { nvlink: Bytes(size), network: Bytes::ZERO },
             false => Work::Compute(vec![Kernel {

@@ -107,6 +107,8 @@ pub fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<P
             component: op.component,
             phase: op.phase,
             unit: op.unit,
+            step: op.step,
+            tokens: op.tokens,
             work: op.work.clone(),
             sms: if exchange { comm_sms } else { all_sms },
             waits: wait.map(|need| need as u32).into_iter().collect(),

@@ -114,6 +114,7 @@ impl Arrangement {
             work: match op.work {
                 Work::Compute(_) => Work::Compute(Vec::new()),
                 Work::Exchange { .. } => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
+                Work::Copy { .. } => Work::Copy { nvlink: Bytes::ZERO },
             },
             needs: op.needs.clone(),
             ..*op

@@ -1,6 +1,6 @@
 //! `split`: turns each stage into a chunk — attention, dispatch, MLP and combine of its units, in F, I and W.
 
-use crate::ir::{Chunk, Held, Op, Phase, Stage, Unit, Work};
+use crate::ir::{Chunk, Held, Op, Phase, Stage, Step, Tokens, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::lower::{Lowered, alike};
@@ -83,7 +83,16 @@ fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, work: &UnitWork) {
             Phase::W => work.held.i_to_w.get(&op.component).copied().unwrap_or_default(),
             _ => Bytes::ZERO,
         };
-        ops.push(Op { component: op.component, phase, unit, work: op.work.clone(), needs, handed });
+        ops.push(Op {
+            component: op.component,
+            phase,
+            unit,
+            step: Step::Main,
+            tokens: Tokens::ALL,
+            work: op.work.clone(),
+            needs,
+            handed,
+        });
     }
 }
 
@@ -93,7 +102,7 @@ pub fn loads(chunk: &Chunk, machine: &Machine, communication_sms: u32) -> (Nanos
     for op in chunk.f.iter().chain(&chunk.i).chain(&chunk.w) {
         match &op.work {
             Work::Compute(_) => computation += machine.duration(&op.work, machine.sms - communication_sms),
-            Work::Exchange { .. } => communication += machine.duration(&op.work, communication_sms),
+            Work::Exchange { .. } | Work::Copy { .. } => communication += machine.duration(&op.work, communication_sms),
         }
     }
     (computation, communication)

@@ -14,7 +14,7 @@ mod timetable;
 
 pub use action::{Action, ChunkId, Phase};
 pub use chunk::{Chunk, Held};
-pub use op::{Component, Kernel, Op, Rate, Work};
+pub use op::{Component, Kernel, Op, Rate, Step, Tokens, Work};
 pub use placement::{Layout, Placement};
 pub use problem::{Hops, PairCost, Problem, StageCost};
 pub use program::{Program, ProgramKind, ProgramOp, Stream};

@@ -24,6 +24,55 @@ pub enum Component {
     Head,
 }
 
+/// Which part of a component's work in one phase an op does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Step {
+    /// All of it, but for what other ops of the component do.
+    #[default]
+    Main,
+    /// The shared expert's, where it is an op of its own: it reads what attention made, not what dispatch brought.
+    Shared,
+    /// What F computed and did not keep, computed again for I.
+    Again,
+    /// The payload of an exchange in a narrower format, in front of it.
+    Quantise,
+    /// The payload of an exchange laid out as contiguous pieces, in front of it.
+    Pack,
+}
+
+/// Which of a micro-batch's tokens an op works on: part `part` of `parts` equal ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokens {
+    /// From 0.
+    pub part: u32,
+    /// At least 1.
+    pub parts: u32,
+}
+
+impl Tokens {
+    /// All of them.
+    pub const ALL: Self = Self { part: 0, parts: 1 };
+
+    /// Whether these are all tokens.
+    pub fn is_all(&self) -> bool {
+        *self == Self::ALL
+    }
+
+    /// Whether some token is in both.
+    pub fn meet(self, other: Self) -> bool {
+        let (mine, theirs) = (u64::from(self.parts), u64::from(other.parts));
+        u64::from(self.part) * theirs < (u64::from(other.part) + 1) * mine
+            && u64::from(other.part) * mine < (u64::from(self.part) + 1) * theirs
+    }
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
 /// An operation: node of a [`super::Chunk`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
@@ -33,6 +82,10 @@ pub struct Op {
     pub phase: Phase,
     /// Which unit of the stage, from 0.
     pub unit: u32,
+    /// Which part of the component's work.
+    pub step: Step,
+    /// On which tokens.
+    pub tokens: Tokens,
     /// What it does.
     pub work: Work,
     /// Ops of the same chunk (by index) whose results it reads.
@@ -54,6 +107,11 @@ pub enum Work {
         /// Sent to other nodes.
         network: Bytes,
     },
+    /// An exchange within the node, of contiguous pieces, by a copy engine: no SM takes part.
+    Copy {
+        /// Sent to GPUs of the same node.
+        nvlink: Bytes,
+    },
 }
 
 impl Work {
@@ -61,13 +119,13 @@ impl Work {
     pub fn flops(&self) -> Flops {
         match self {
             Self::Compute(kernels) => kernels.iter().map(|kernel| kernel.flops).sum(),
-            Self::Exchange { .. } => Flops::ZERO,
+            Self::Exchange { .. } | Self::Copy { .. } => Flops::ZERO,
         }
     }
 
     /// Whether it runs on the communication stream.
     pub fn is_exchange(&self) -> bool {
-        matches!(self, Self::Exchange { .. })
+        matches!(self, Self::Exchange { .. } | Self::Copy { .. })
     }
 }
 

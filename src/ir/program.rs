@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Component, Phase, Work};
+use super::{Component, Phase, Step, Tokens, Work};
 use crate::units::{Bytes, Nanos};
 
 /// What a program runs.
@@ -52,6 +52,12 @@ pub struct ProgramOp {
     pub phase: Phase,
     /// Which unit of the stage, from 0.
     pub unit: u32,
+    /// Which part of the component's work.
+    #[serde(default, skip_serializing_if = "is_main")]
+    pub step: Step,
+    /// On which tokens.
+    #[serde(default, skip_serializing_if = "Tokens::is_all")]
+    pub tokens: Tokens,
     /// What it does.
     pub work: Work,
     /// SMs that it may use.
@@ -65,4 +71,25 @@ impl ProgramOp {
     pub fn stream(&self) -> Stream {
         if self.work.is_exchange() { Stream::Comm } else { Stream::Compute }
     }
+
+    /// What it is, but for its unit: `Mlp F`, `Mlp F (shared)`, `Dispatch I, tokens 2/2`.
+    pub fn what(&self) -> String {
+        let step = match self.step {
+            Step::Main => "",
+            Step::Shared => " (shared)",
+            Step::Again => " (again)",
+            Step::Quantise => " (quantise)",
+            Step::Pack => " (pack)",
+        };
+        let Tokens { part, parts } = self.tokens;
+        let tokens = match self.tokens.is_all() {
+            true => String::new(),
+            false => format!(", tokens {}/{parts}", u64::from(part) + 1),
+        };
+        format!("{:?} {:?}{step}{tokens}", self.component, self.phase)
+    }
+}
+
+fn is_main(step: &Step) -> bool {
+    *step == Step::Main
 }

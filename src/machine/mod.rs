@@ -112,6 +112,7 @@ impl Machine {
             Work::Exchange { nvlink, network } => {
                 self.nvlink.duration(*nvlink, sms).max(self.network.duration(*network, sms))
             }
+            Work::Copy { nvlink } => self.transfer(*nvlink, true),
         }
     }
 

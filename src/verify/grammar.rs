@@ -1,6 +1,6 @@
 //! What a chunk program must contain: the ops that each unit of a stage calls for in each phase, in one table.
 
-use crate::ir::{Component, Phase, Unit};
+use crate::ir::{Component, Phase, ProgramOp, Step, Unit};
 use crate::plan::Origin;
 
 /// Ops that a component may have in one phase.
@@ -83,4 +83,18 @@ pub fn ops(row: &Row, phase: Phase, origin: &Origin) -> Ops {
 /// attention and MLP.
 pub fn hands_over(unit: Unit, component: Component) -> bool {
     rows(unit, true).iter().any(|row| row.0 == component && row.2.compute.1 > 0 && row.3.compute.1 > 0)
+}
+
+/// Whether an op that is there for its step may be there at all. The main steps of all components may; only kernels do the
+/// others: a shared expert is of a layer with experts, something is computed again for I alone, and what is quantised or
+/// packed goes into an all-to-all.
+pub fn step_belongs(op: &ProgramOp, of: Unit) -> bool {
+    let kernel = !op.work.is_exchange();
+    let exchange = matches!(op.component, Component::Dispatch | Component::Combine);
+    match op.step {
+        Step::Main => true,
+        Step::Shared => kernel && op.component == Component::Mlp && matches!(of, Unit::Moe(_) | Unit::Mtp(_)),
+        Step::Again => kernel && op.phase == Phase::I && matches!(op.component, Component::Attention | Component::Mlp),
+        Step::Quantise | Step::Pack => kernel && exchange && op.phase != Phase::W,
+    }
 }

@@ -5,10 +5,14 @@
 //! backward for the input through the same in reverse; a weight gradient comes after the backward of its component. The two
 //! chunks of an overlapped pair know nothing of each other. Which of several ops of one component comes first is not
 //! judged, only that they follow one another.
+//!
+//! An op may work on part of the tokens: the parts cover them exactly once, and order is asked where tokens meet. A shared
+//! expert that is an op of its own stands beside dispatch, experts and combine, between the attentions. What is computed
+//! again comes before the backward that reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::{Component, Phase, Program, ProgramOp, Unit};
+use crate::ir::{Component, Phase, Program, ProgramOp, Step, Tokens, Unit};
 use crate::plan::Plan;
 
 use super::grammar::{self, Ops};
@@ -18,6 +22,9 @@ use super::report::{Report, Rule, Violation};
 /// More ops than any component may have.
 const MOST_OPS: usize = 32;
 
+/// Divisible by 1 to 16, the most parts that tokens can be cut into.
+const COMMON_PARTS: u64 = 720_720;
+
 /// The happens-before order of a program's ops. Streams are numbered as in [`crate::ir::Stream`].
 pub fn precedence(program: &Program) -> Precedence {
     Precedence::new(2, program.ops.iter().map(|op| (op.stream() as usize, op.waits.as_slice())))
@@ -25,7 +32,7 @@ pub fn precedence(program: &Program) -> Precedence {
 
 /// An op as messages name it.
 pub fn op_name(program: usize, index: usize, op: &ProgramOp) -> String {
-    format!("program {program}, op {index}, {:?} {:?} of unit {}", op.component, op.phase, op.unit)
+    format!("program {program}, op {index}, {} of unit {}", op.what(), op.unit)
 }
 
 /// Checks every program under every stage or pair that refers to it.
@@ -151,8 +158,9 @@ impl Question {
         let place: BTreeMap<_, _> =
             groups.iter().enumerate().map(|(at, group)| ((group.phase, group.unit, group.component), at)).collect();
         for (index, op) in program.ops.iter().enumerate() {
-            match place.get(&(op.phase, op.unit, op.component)) {
-                Some(&at) => groups[at].ops.push(index),
+            let group = place.get(&(op.phase, op.unit, op.component)).copied();
+            match group.filter(|&at| grammar::step_belongs(op, groups[at].of)) {
+                Some(at) => groups[at].ops.push(index),
                 None => report.add(Rule::ProgramContent, || {
                     let message = format!("does not belong in {}", self.purpose);
                     let action = op_name(self.program as usize, index, op);
@@ -163,38 +171,53 @@ impl Question {
     }
 
     fn count(&self, plan: &Plan, program: &Program, group: &Group, report: &mut Report) {
-        let exchanges = group.ops.iter().filter(|&&op| program.ops[op].work.is_exchange()).count();
-        for (what, found, (fewest, most)) in [
-            ("kernel", group.ops.len() - exchanges, group.allowed.compute),
-            ("exchange", exchanges, group.allowed.exchange),
-        ] {
-            if found < fewest as usize || found > most as usize {
-                report.add(Rule::ProgramContent, || {
-                    let Group { phase, unit, component, of, .. } = group;
-                    let limits = if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") };
-                    let message = format!(
-                        "has {found} {what} ops for {component:?} {phase:?} of unit {unit} ({of}) where it needs {limits}"
-                    );
-                    self.violation(plan, Rule::ProgramContent, self.name(), message)
-                });
+        let Group { phase, unit, component, of, allowed, .. } = group;
+        let name = || format!("{component:?} {phase:?} of unit {unit} ({of})");
+        let mut refuse = |message: String| {
+            report.add(Rule::ProgramContent, || self.violation(plan, Rule::ProgramContent, self.name(), message));
+        };
+        let shares = |wanted: &dyn Fn(&ProgramOp) -> bool| -> Vec<Tokens> {
+            let ops = group.ops.iter().map(|&op| &program.ops[op]);
+            ops.filter(|op| wanted(op)).map(|op| op.tokens).collect()
+        };
+        for (what, exchange, limits) in [("kernel", false, allowed.compute), ("exchange", true, allowed.exchange)] {
+            let (fewest, most) = limits;
+            let found = shares(&|op| op.step == Step::Main && op.work.is_exchange() == exchange);
+            let whole = found.iter().all(Tokens::is_all);
+            if limits == (1, 1) && !whole {
+                if !cover(&found) {
+                    refuse(format!("does not run every token exactly once in the {what} ops for {}", name()));
+                }
+            } else if !whole || found.len() < fewest as usize || found.len() > most as usize {
+                let limits = if fewest == most { fewest.to_string() } else { format!("{fewest} to {most}") };
+                refuse(format!("has {} {what} ops for {} where it needs {limits}", found.len(), name()));
+            }
+        }
+        for step in [Step::Shared, Step::Again, Step::Quantise, Step::Pack] {
+            let found = shares(&|op| op.step == step);
+            // A shared expert, if it is there by itself, is there for all tokens.
+            if !(found.is_empty() || cover(&found) || (step != Step::Shared && apart(&found))) {
+                refuse(format!("does not run every token exactly once in the {step:?} ops for {}", name()));
             }
         }
     }
 
     fn order(&self, plan: &Plan, program: &Program, groups: &[Group], report: &mut Report) {
         let precedence = precedence(program);
-        // Reports every op of `later` that may start before one of `earlier` has ended.
+        // Reports every op of `later` that may start before one of `earlier` that works on tokens of its own has ended.
         let mut follow = |earlier: &[usize], later: &[usize]| {
             // Beyond that, `program-content` has spoken.
             let (earlier, later) = (&earlier[..earlier.len().min(MOST_OPS)], &later[..later.len().min(MOST_OPS)]);
             for &op in later {
-                if let Some(&first) = earlier.iter().find(|&&first| first != op && !precedence.ended_before(first, op))
-                {
+                let read = |first: &usize| program.ops[*first].tokens.meet(program.ops[op].tokens);
+                let mut read = earlier.iter().filter(|first| **first != op && read(first));
+                if let Some(&first) = read.find(|&&first| !precedence.ended_before(first, op)) {
                     report.add(Rule::ProgramOrder, || {
                         let before = &program.ops[first];
                         let message = format!(
-                            "may start before op {first} ({:?} {:?} of unit {}), whose result it reads, has ended",
-                            before.component, before.phase, before.unit
+                            "may start before op {first} ({} of unit {}), whose result it reads, has ended",
+                            before.what(),
+                            before.unit
                         );
                         let action = op_name(self.program as usize, op, &program.ops[op]);
                         self.violation(plan, Rule::ProgramOrder, action, message)
@@ -202,33 +225,66 @@ impl Question {
                 }
             }
         };
+        // Ops of a group: those on the way through it, the shared expert beside, and what is computed again.
+        let of = |group: &Group, wanted: &dyn Fn(&ProgramOp) -> bool| -> Vec<usize> {
+            group.ops.iter().copied().filter(|&op| wanted(&program.ops[op])).collect()
+        };
+        let through = |group: &Group| of(group, &|op| !matches!(op.step, Step::Shared | Step::Again));
+        let shared = |group: &Group| of(group, &|op| op.step == Step::Shared);
+        let again = |group: &Group| of(group, &|op| op.step == Step::Again);
+
         let backward: BTreeMap<_, _> = groups
             .iter()
             .filter(|group| group.phase == Phase::I)
             .map(|group| ((group.unit, group.component), group))
             .collect();
-        let mut before: Option<&Group> = None;
-        let mut last_backward: Option<&Group> = None;
+        // What the next group on the way reads, and what the next attention (or the end of the layer) reads besides.
+        let mut before: Option<(Phase, Vec<usize>)> = None;
+        let mut beside: Vec<usize> = Vec::new();
+        // What a layer's own attention made (F), or what came into the layer (I): that a shared expert reads.
+        let mut source: Vec<usize> = Vec::new();
+        let mut last_backward: Vec<usize> = Vec::new();
         for group in groups.iter().filter(|group| !group.ops.is_empty()) {
-            for pair in group.ops.windows(2).take(MOST_OPS) {
-                follow(&pair[..1], &pair[1..]);
+            let mine = through(group);
+            for (at, &first) in mine.iter().enumerate().take(MOST_OPS) {
+                follow(&[first], &mine[at + 1..]);
             }
+            follow(&again(group), &of(group, &|op| op.step == Step::Main && !op.work.is_exchange()));
             if group.phase == Phase::W {
                 // The embedding's gradient comes from the last backward, if it has none of its own to gather it.
-                let source = match group.component {
-                    Component::Embedding => last_backward,
-                    component => backward.get(&(group.unit, component)).copied(),
+                let made = match group.component {
+                    Component::Embedding => last_backward.clone(),
+                    component => backward.get(&(group.unit, component)).map_or_else(Vec::new, |group| through(group)),
                 };
-                if let Some(source) = source {
-                    follow(&source.ops, &group.ops);
+                let made_beside = backward.get(&(group.unit, group.component)).map_or_else(Vec::new, |g| shared(g));
+                // Where one side has the shared expert by itself and the other has not, the main op is both.
+                follow(&made, &mine);
+                if shared(group).is_empty() {
+                    follow(&made_beside, &mine);
                 }
-            } else if let Some(before) = before.filter(|before| before.phase == group.phase) {
-                follow(&before.ops, &group.ops);
+                follow(if made_beside.is_empty() { &made } else { &made_beside }, &shared(group));
+                continue;
             }
-            before = Some(group);
+            if before.as_ref().is_none_or(|(phase, _)| *phase != group.phase) {
+                (before, beside, source) = (None, Vec::new(), Vec::new());
+            }
+            let earlier = before.map_or_else(Vec::new, |(_, ops)| ops);
+            follow(&earlier, &mine);
+            // A layer begins with its attention and ends with it on the way back; what stands beside joins there.
+            let joins = !matches!(group.component, Component::Dispatch | Component::Mlp | Component::Combine);
+            if joins {
+                follow(&beside, &mine);
+                beside.clear();
+                source = mine.clone();
+            }
+            let here = shared(group);
+            follow(&source, &here);
+            beside.extend(here);
             if group.phase == Phase::I {
-                last_backward = before;
+                last_backward = if joins { mine.clone() } else { [mine.as_slice(), &beside].concat() };
             }
+            // A group of which only the shared expert is there has nothing on the way.
+            before = Some((group.phase, if mine.is_empty() { earlier } else { mine }));
         }
     }
 
@@ -239,4 +295,16 @@ impl Question {
     fn name(&self) -> String {
         format!("program {} ({})", self.program, self.purpose)
     }
+}
+
+/// Whether these parts are all tokens, each once.
+fn cover(shares: &[Tokens]) -> bool {
+    // In parts of a number that all allowed numbers of parts divide.
+    let part = |tokens: &Tokens| COMMON_PARTS.checked_div(u64::from(tokens.parts)).unwrap_or(0);
+    apart(shares) && shares.iter().map(part).sum::<u64>() == COMMON_PARTS
+}
+
+/// Whether no token is in two of these parts.
+fn apart(shares: &[Tokens]) -> bool {
+    shares.iter().enumerate().all(|(at, one)| shares[at + 1..].iter().all(|other| !one.meet(*other)))
 }

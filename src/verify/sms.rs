@@ -1,11 +1,13 @@
 //! Rule `sms`: every op has SMs, and ops of a program that may run at the same time have no more than the GPU has.
 //!
+//! A copy engine needs no SMs, so a copy has none, and every other op has some.
+//!
 //! Ops of one stream never run at the same time, so what counts are pairs of a kernel and an exchange of which neither
 //! precedes the other.
 
 use std::collections::VecDeque;
 
-use crate::ir::{Program, Stream};
+use crate::ir::{Program, Stream, Work};
 use crate::plan::Plan;
 
 use super::programs::{op_name, precedence};
@@ -18,9 +20,13 @@ pub fn check(plan: &Plan, report: &mut Report) {
     let all = plan.machine.sms;
     for (number, program) in plan.programs.iter().enumerate() {
         for (index, op) in program.ops.iter().enumerate() {
-            if op.sms == 0 || op.sms > all {
+            let copy = matches!(op.work, Work::Copy { .. });
+            if op.sms > all || copy != (op.sms == 0) {
                 report.add(RULE, || {
-                    let message = format!("may use {} SMs of a GPU that has {all}", op.sms);
+                    let message = match copy {
+                        true => format!("may use {} SMs where a copy engine needs none", op.sms),
+                        false => format!("may use {} SMs of a GPU that has {all}", op.sms),
+                    };
                     Violation::program(RULE, plan, number as u32, None, op_name(number, index, op), message)
                 });
             }
@@ -29,10 +35,9 @@ pub fn check(plan: &Plan, report: &mut Report) {
             report.add(RULE, || {
                 let (first, second) = (&program.ops[kernel], &program.ops[exchange]);
                 let message = format!(
-                    "has {} SMs and may run beside op {exchange} ({:?} {:?} of unit {}) with {}: {} SMs on a GPU that has {all}",
+                    "has {} SMs and may run beside op {exchange} ({} of unit {}) with {}: {} SMs on a GPU that has {all}",
                     first.sms,
-                    second.component,
-                    second.phase,
+                    second.what(),
                     second.unit,
                     second.sms,
                     u64::from(first.sms) + u64::from(second.sms)

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ir::{Placement, ProgramKind};
+use crate::ir::{Placement, ProgramKind, Tokens};
 use crate::plan::{Item, Plan, RingOf, Task, VERSION, rank_streams};
 
 use super::programs::op_name;
@@ -131,10 +131,20 @@ fn reference(plan: &Plan, program: u32, kind: ProgramKind) -> Result<(), String>
     }
 }
 
-/// Ops wait for earlier ops of the other stream.
+/// Parts that tokens can be cut into.
+const MOST_PARTS: u32 = 16;
+
+/// Ops work on tokens that there are, and wait for earlier ops of the other stream.
 fn programs(plan: &Plan, report: &mut Report) {
     for (number, program) in plan.programs.iter().enumerate() {
         for (index, op) in program.ops.iter().enumerate() {
+            let Tokens { part, parts } = op.tokens;
+            if part >= parts || parts > MOST_PARTS {
+                report.add(RULE, || {
+                    let message = format!("works on part {part} of {parts}; parts count from 0, up to {MOST_PARTS}");
+                    Violation::program(RULE, plan, number as u32, None, op_name(number, index, op), message)
+                });
+            }
             for &wait in &op.waits {
                 let message = match program.ops.get(wait as usize) {
                     Some(other) if (wait as usize) < index && other.stream() != op.stream() => continue,

@@ -170,10 +170,11 @@ fn op_text(op: &ProgramOp) -> OpText {
         Work::Exchange { nvlink, network } => {
             format!("\"nvlink_bytes\":{},\"network_bytes\":{}", nvlink.0, network.0)
         }
+        Work::Copy { nvlink } => format!("\"nvlink_bytes\":{}", nvlink.0),
     };
     OpText {
         thread,
-        name: format!("{:?} {:?}", op.component, op.phase),
+        name: op.what(),
         forward: op.phase == Phase::F,
         args: format!("\"unit\":{},\"sms\":{},{work}", op.unit, op.sms),
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{
-    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Unit, Work,
+    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
 };
 use dualweave::machine::{LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
@@ -257,6 +257,8 @@ fn program(kind: ProgramKind, ops: &[Op]) -> Program {
         component,
         phase,
         unit,
+        step: Step::Main,
+        tokens: Tokens::ALL,
         work: match exchange {
             true => Work::Exchange { nvlink: Bytes(100), network: Bytes(100) },
             false => Work::Compute(vec![kernel()]),

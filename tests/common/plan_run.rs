@@ -315,6 +315,7 @@ fn all_done(plan: &Plan) -> Result<(), String> {
     let layout = &plan.layout;
     let gathers = plan.stages.iter().any(|stage| match &stage.gather {
         Work::Exchange { nvlink, network } => nvlink.0 + network.0 > 0,
+        Work::Copy { nvlink } => nvlink.0 > 0,
         Work::Compute(kernels) => !kernels.is_empty(),
     });
     for s in 0..layout.stages {

@@ -77,6 +77,7 @@ fn work(op: &Op) -> String {
             format!("{:>2} kernels, {}, {bytes} of memory{handed}", kernels.len(), op.work.flops())
         }
         Work::Exchange { nvlink, network } => format!("nvlink {nvlink}, network {network}"),
+        Work::Copy { nvlink } => format!("nvlink {nvlink}, by copy engine"),
     }
 }
 

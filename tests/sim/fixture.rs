@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{
-    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Unit, Work,
+    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
 };
 use dualweave::machine::{LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, Task, VERSION};
@@ -40,7 +40,7 @@ pub fn exchange(ns: u64) -> Work {
 }
 
 pub fn op(component: Component, phase: Phase, work: Work, waits: &[u32]) -> ProgramOp {
-    ProgramOp { component, phase, unit: 0, work, sms: 80, waits: waits.to_vec() }
+    ProgramOp { component, phase, unit: 0, step: Step::Main, tokens: Tokens::ALL, work, sms: 80, waits: waits.to_vec() }
 }
 
 /// Attention, and nothing beside it.

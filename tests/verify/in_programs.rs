@@ -1,6 +1,6 @@
 //! Rules about chunk programs: `program-content`, `program-order`, `sms`.
 
-use dualweave::ir::{Component, Phase, ProgramOp, Unit, Work};
+use dualweave::ir::{Component, Phase, ProgramOp, Step, Tokens, Unit, Work};
 use dualweave::plan::Plan;
 use dualweave::units::Bytes;
 use dualweave::verify::{Rule, verify};
@@ -25,7 +25,7 @@ fn op(component: Component, phase: Phase, unit: u32, exchange: bool) -> ProgramO
         true => Work::Exchange { nvlink: Bytes(1), network: Bytes(1) },
         false => Work::Compute(vec![]),
     };
-    ProgramOp { component, phase, unit, work, sms: 1, waits: vec![] }
+    ProgramOp { component, phase, unit, step: Step::Main, tokens: Tokens::ALL, work, sms: 1, waits: vec![] }
 }
 
 #[test]
