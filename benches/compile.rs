@@ -50,7 +50,7 @@ fn job_to_chunks(bencher: Bencher, pp: u32) {
     let job = job(pp, 2 * pp);
     let machine = Machine::new(&job.cluster, None);
     bencher.bench(|| {
-        let lowered = lower::lower(divan::black_box(&job), &machine).expect("layers enough");
+        let lowered = lower::lower(divan::black_box(&job), &machine, 20).expect("layers enough");
         split::split(&job, &lowered)
     });
 }

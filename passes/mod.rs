@@ -13,12 +13,14 @@ pub mod split;
 pub mod unit_work;
 
 use crate::error::Result;
-use crate::ir::{ChunkId, Hops, Layout, Stage};
+use crate::ir::{ChunkId, Hops, Layout, Stage, Timetable};
 use crate::job::Job;
+use crate::job::sms::CommunicationSms;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
 use crate::units::Nanos;
+use overlap::Budget;
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +29,7 @@ pub struct Compiled {
     pub plan: Plan,
     /// One per stage.
     pub loads: Vec<StageLoad>,
-    /// SMs that communication gets.
+    /// SMs that communication gets; where each exchange may have its own number, the one that they began with.
     pub communication_sms: u32,
     /// How much longer than its bound a pair's program takes, at most, and over all pairs together: shares of the bound.
     /// `None` without pairs.
@@ -60,9 +62,12 @@ pub struct Chunks {
     lowered: lower::Lowered,
     split: Vec<split::SplitStage>,
     overlapped: overlap::Overlapped,
+    budget: Budget,
 }
 
-/// The first half: `lower`, `split` and `overlap`. Its time does not depend on the number of micro-batches.
+/// The first half: `lower`, `split` and `overlap`. Its time does not depend on the number of micro-batches. Where the job
+/// leaves the SMs of communication to the compiler, several numbers are tried, and the one is kept with which the timetable is
+/// shortest, messages between ranks not counted.
 ///
 /// # Errors
 /// As [`compile`].
@@ -70,16 +75,49 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
     let training = &job.training;
     let machine = Machine::new(&job.cluster, training.memory_limit_gb);
     pipeline::precondition(training.schedule, training.pp, training.stages_per_rank(), training.micro_batches)?;
+    let numbers = match training.communication_sms {
+        CommunicationSms::Fixed(sms) => vec![sms],
+        CommunicationSms::Best | CommunicationSms::Each => overlap::budget::promising(job, &machine),
+    };
+    let with = |budget: Budget| inside_chunks_with(job, &machine, budget);
+    let tried = numbers.into_iter().map(|sms| with(Budget::fixed(sms))).collect::<Result<Vec<_>>>()?;
+    let best = shortest(training.schedule, tried)?;
+    let Some(best) = best else { return with(Budget::fixed(2)) };
+    if training.communication_sms != CommunicationSms::Each {
+        return Ok(best);
+    }
+    with(Budget { sms: best.budget.sms, offered: overlap::budget::offered(job) })
+}
 
-    let lowered = lower::lower(job, &machine)?;
+fn inside_chunks_with(job: &Job, machine: &Machine, budget: Budget) -> Result<Chunks> {
+    let lowered = lower::lower(job, machine, budget.sms)?;
     let split = split::split(job, &lowered);
     let options = overlap::Options {
-        communication_sms: training.communication_sms,
-        order: training.overlap,
-        pairs: matches!(training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
+        budget: budget.clone(),
+        order: job.training.overlap,
+        pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
-    let overlapped = overlap::overlap(&split, &lowered.layout, &machine, options);
-    Ok(Chunks { machine, lowered, split, overlapped })
+    let overlapped = overlap::overlap(&split, &lowered.layout, machine, options);
+    Ok(Chunks { machine: machine.clone(), lowered, split, overlapped, budget })
+}
+
+/// The one with which the schedule's timetable is shortest; of equals the first.
+fn shortest(schedule: ScheduleKind, mut tried: Vec<Chunks>) -> Result<Option<Chunks>> {
+    if tried.len() < 2 {
+        return Ok(tried.pop());
+    }
+    let timetable = pipeline::generate(schedule, &tried[0].lowered.layout)?;
+    let timed = tried.into_iter().map(|chunks| Ok((chunks.makespan(&timetable)?, chunks)));
+    let timed = timed.collect::<Result<Vec<_>>>()?;
+    Ok(timed.into_iter().min_by_key(|(time, _)| *time).map(|(_, chunks)| chunks))
+}
+
+impl Chunks {
+    /// How long a timetable takes with these programs, if messages take no time.
+    fn makespan(&self, timetable: &Timetable) -> Result<Nanos> {
+        let problem = self.overlapped.problem(self.lowered.layout, Hops::Uniform(Nanos::ZERO));
+        Ok(pipeline::replay(&problem, timetable)?.makespan)
+    }
 }
 
 /// The second half: `pipeline`, `place` and `emit`. Its time grows with stages × micro-batches.
@@ -88,7 +126,7 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
 /// As [`compile`].
 pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
     let training = &job.training;
-    let Chunks { machine, lowered, split, overlapped } = chunks;
+    let Chunks { machine, lowered, split, overlapped, budget } = chunks;
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let problem = overlapped.problem(lowered.layout, hops(job, &machine, &lowered.layout, &stages));
     let timetable = pipeline::generate(training.schedule, &lowered.layout)?;
@@ -99,13 +137,13 @@ pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
     let input = place::Input { problem: &problem, timetable: &timetable, replay: &replay, stages: &stages, gather };
     let ranks = place::place(input);
     let loads = lowered.stages.into_iter().zip(&split).map(|(stage, split)| {
-        let (computation, communication) = split::loads(&split.chunk, &machine, training.communication_sms);
+        let (computation, communication) = split::loads(&split.chunk, &machine, budget.sms);
         StageLoad { stage, computation, communication }
     });
     let loads = loads.collect();
     let pair_gap = overlapped.pair_gap();
     let plan = emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks);
-    Ok(Compiled { plan, loads, communication_sms: training.communication_sms, pair_gap })
+    Ok(Compiled { plan, loads, communication_sms: budget.sms, pair_gap })
 }
 
 /// Times of the messages between neighbouring stages, as `sim` will see them.

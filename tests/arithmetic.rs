@@ -32,7 +32,7 @@ fn job(model: Model, [dp, tp, ep]: [u32; 3]) -> Job {
 
 fn stages(job: &Job) -> Vec<SplitStage> {
     let machine = Machine::new(&job.cluster, None);
-    split(job, &lower::lower(job, &machine).expect("a model that can be cut"))
+    split(job, &lower::lower(job, &machine, 20).expect("a model that can be cut"))
 }
 
 /// FLOPs of one GPU in F, and in I and W together; and those of the attention core in F.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dualweave::Error;
+use dualweave::job::sms::CommunicationSms;
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Loaded, Overrides, load};
 use miette::{GraphicalReportHandler, GraphicalTheme};
@@ -121,7 +122,7 @@ fn what_an_error_offers_would_do() {
     let fields: [(&str, Set); 3] = [
         ("ep", |overrides, value| overrides.ep = Some(value)),
         ("tp", |overrides, value| overrides.tp = Some(value)),
-        ("communication_sms", |overrides, value| overrides.communication_sms = Some(value)),
+        ("communication_sms", |overrides, value| overrides.communication_sms = Some(CommunicationSms::Fixed(value))),
     ];
     let mut followed = 0;
     for (field, set) in fields {

@@ -7,7 +7,7 @@ use dualweave::ir::{
 };
 use dualweave::job::training::PairOrder;
 use dualweave::machine::{LinkModel, Machine};
-use dualweave::passes::overlap::{Options, overlap};
+use dualweave::passes::overlap::{Budget, Options, overlap};
 use dualweave::passes::split::SplitStage;
 use dualweave::passes::unit_work::UnitParameters;
 use dualweave::sim::time_program;
@@ -77,7 +77,7 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
 fn program(chunk: &Chunk) -> Program {
     let stage = SplitStage { chunk: chunk.clone(), parameters: UnitParameters::default() };
     let layout = Layout::new(Placement::Linear, 1, 1, 1);
-    let options = Options { communication_sms: COMM_SMS, order: PairOrder::Search, pairs: false };
+    let options = Options { budget: Budget::fixed(COMM_SMS), order: PairOrder::Search, pairs: false };
     let overlapped = overlap(&[stage], &layout, &machine(), options);
     overlapped.programs[overlapped.stages[0].f as usize].clone()
 }
@@ -202,7 +202,7 @@ fn the_bound_trades_sms_for_time() {
     assert_eq!(time_program(&program, &machine()).total, Nanos(211));
     // x of the computation apart: x·alone + exchange = beside - x·(beside - alone).
     let x = (beside - exchange) / beside;
-    assert_eq!(program.bound, Nanos((exchange + x * alone) as u64));
+    assert_eq!(program.bound, Nanos((exchange + x * alone).ceil() as u64));
     // Where one needs the other there is nothing to trade.
     let chained = self::program(&chunk(&[(false, 100, 0), (true, 50, 1)]));
     assert_eq!(time_program(&chained, &machine()).total, Nanos(168 + 50));

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use dualweave::ir::Stream;
 use dualweave::job::model::Dtype;
+use dualweave::job::sms::CommunicationSms;
 use dualweave::job::training::PairOrder;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
@@ -16,6 +17,7 @@ use dualweave::units::Nanos;
 /// One place of the grid: DeepSeek-V3's layer with another machine, payload, or routing.
 struct Cell {
     name: String,
+    sms: u32,
     job: Job,
 }
 
@@ -30,7 +32,7 @@ fn grid() -> Vec<Cell> {
                     for sms in [10, 20] {
                         let mut job = base.clone();
                         job.training.ep = ep;
-                        job.training.communication_sms = sms;
+                        job.training.communication_sms = CommunicationSms::Fixed(sms);
                         job.cluster.network.gb_s = network;
                         // What one SM drives grows with the card.
                         job.cluster.network.per_sm_gb_s = Some(network / 8.0);
@@ -39,7 +41,7 @@ fn grid() -> Vec<Cell> {
                         moe.top_k = top_k;
                         job.check().expect("a job that makes sense");
                         let name = format!("ep {ep}, {network} GB/s, {payload}, top-{top_k}, {sms} SMs");
-                        cells.push(Cell { name, job });
+                        cells.push(Cell { name, sms, job });
                     }
                 }
             }
@@ -73,7 +75,7 @@ fn search_is_never_worse_than_by_hand() {
     for cell in &cells {
         let job = &cell.job;
         let machine = Machine::new(&job.cluster, None);
-        let problem = CyclicProblem::of_job(job, &machine, job.training.communication_sms).expect("experts");
+        let problem = CyclicProblem::of_job(job, &machine, cell.sms).expect("experts");
         let found = steady(&problem, PairOrder::Search, 4).expect("a schedule");
         nodes += found.schedule.nodes;
         assert!(found.schedule.period >= problem.bound(), "{}", cell.name);

@@ -31,7 +31,8 @@ fn lower_cuts_the_model() {
     insta::glob!("inputs/lower/*.ron", |path| {
         let job = job(path);
         let machine = Machine::new(&job.cluster, None);
-        let lowered = lower::lower(&job, &machine).expect("a model that can be cut");
+        let lowered = lower::lower(&job, &machine, job.training.communication_sms.fixed().unwrap_or(20))
+            .expect("a model that can be cut");
         let split = split::split(&job, &lowered);
         snapshot("lower", path, &text::lowered(&job, &machine, &lowered, &split));
     });
@@ -42,7 +43,8 @@ fn split_makes_ops_of_units() {
     insta::glob!("inputs/split/*.ron", |path| {
         let job = job(path);
         let machine = Machine::new(&job.cluster, None);
-        let lowered = lower::lower(&job, &machine).expect("a model that can be cut");
+        let lowered = lower::lower(&job, &machine, job.training.communication_sms.fixed().unwrap_or(20))
+            .expect("a model that can be cut");
         snapshot("split", path, &text::split(&lowered, &split::split(&job, &lowered)));
     });
 }

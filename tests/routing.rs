@@ -1,7 +1,8 @@
 //! Copies that dispatch sends, against simulated tokens and closed forms.
 
 use dualweave::job::model::{Layers, Moe};
-use dualweave::passes::unit_work::routing::{Copies, copies};
+use dualweave::machine::demand::sms_for_links;
+use dualweave::passes::unit_work::routing::{Copies, copies, visits};
 use proptest::prelude::*;
 
 fn moe(experts: u32, top_k: u32, groups: u32, topk_groups: u32) -> Moe {
@@ -151,4 +152,19 @@ proptest! {
             prop_assert!(network <= most(chosen), "{network}");
         }
     }
+}
+
+/// DeepEP's analytic counts: 256 experts, top-8, a network of 50 GB/s and NVLink of 400 GB/s give 12 SMs for two nodes of eight
+/// GPUs, and 6 for four, where the network takes longer. Where nothing leaves the node, NVLink decides: its 400 GB/s are what
+/// 8 SMs write, and with the margin and the buffer in front 12.
+#[test]
+fn deepep_s_own_sm_counts() {
+    let sms = |ep, network| sms_for_links(visits(&moe(256, 8, 1, 1), ep, 8), 400.0, network);
+    assert_eq!(sms(16, 50.0), 12);
+    assert_eq!(sms(32, 50.0), 6);
+    assert_eq!(sms(8, 50.0), 12);
+    // A slower network needs no more than the fewest; a faster one needs more, until NVLink is the slower link.
+    assert_eq!(sms(32, 12.5), 4);
+    assert!(sms(32, 100.0) > sms(32, 50.0));
+    assert_eq!(sms(32, 1000.0), sms(32, 10_000.0));
 }

@@ -23,11 +23,11 @@ pub struct Lowered {
     pub stages: Vec<Stage>,
 }
 
-/// Cuts the model of `job` into `layout.stages` stages.
+/// Cuts the model of `job` into `layout.stages` stages of about equal cost, where exchanges have `comm_sms`.
 ///
 /// # Errors
 /// If the model has fewer units (embedding, layers, MTP modules, head) than stages are asked for.
-pub fn lower(job: &Job, machine: &Machine) -> Result<Lowered> {
+pub fn lower(job: &Job, machine: &Machine, comm_sms: u32) -> Result<Lowered> {
     let training = &job.training;
     let layout =
         Layout::new(training.schedule.placement(), training.pp, training.stages_per_rank(), training.micro_batches);
@@ -51,7 +51,7 @@ pub fn lower(job: &Job, machine: &Machine) -> Result<Lowered> {
             if let Some(&(_, cost)) = priced.iter().find(|(known, _)| *known == kind) {
                 return cost.0;
             }
-            let cost = unit_cost(job, machine, unit);
+            let cost = unit_cost(job, machine, comm_sms, unit);
             priced.push((kind, cost));
             cost.0
         })
@@ -81,9 +81,8 @@ pub(crate) fn alike(job: &Job, unit: Unit) -> Unit {
 }
 
 /// Time of a unit's F, I and W.
-fn unit_cost(job: &Job, machine: &Machine, unit: Unit) -> Nanos {
+fn unit_cost(job: &Job, machine: &Machine, comm_sms: u32, unit: Unit) -> Nanos {
     let work = unit_work::unit_work(job, unit);
-    let comm_sms = job.training.communication_sms;
     let overlaps = matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV);
     let compute_sms = if overlaps { machine.sms - comm_sms } else { machine.sms };
     let (mut computation, mut communication) = (Nanos::ZERO, Nanos::ZERO);

@@ -85,9 +85,9 @@ impl Engine {
     }
 }
 
-/// The program of a launch order: waits only where the streams do not give the order by themselves. Exchanges get
-/// `comm_sms`; a computation gets the other SMs if an exchange may run beside it, else all.
-pub fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<ProgramOp> {
+/// The program of a launch order: waits only where the streams do not give the order by themselves. Each exchange gets its
+/// number of `sms`; a computation gets what the largest exchange that may run beside it leaves, else all.
+pub fn launch(ops: &[Op], order: &[usize], sms: &[u32], all_sms: u32) -> Vec<ProgramOp> {
     let mut place = vec![0usize; ops.len()];
     for (position, &at) in order.iter().enumerate() {
         place[at] = position;
@@ -110,16 +110,14 @@ pub fn launch(ops: &[Op], order: &[usize], comm_sms: u32, all_sms: u32) -> Vec<P
             step: op.step,
             tokens: op.tokens,
             work: op.work.clone(),
-            sms: if exchange { comm_sms } else { all_sms },
+            sms: if exchange { sms[at] } else { all_sms },
             waits: wait.map(|need| need as u32).into_iter().collect(),
         });
     }
     for (before, after) in beside(&program) {
-        for position in [before, after] {
-            if program[position].stream() == Stream::Compute {
-                program[position].sms = all_sms - comm_sms;
-            }
-        }
+        let exchange = if program[before].stream() == Stream::Comm { before } else { after };
+        let computation = before + after - exchange;
+        program[computation].sms = program[computation].sms.min(all_sms - program[exchange].sms);
     }
     program
 }

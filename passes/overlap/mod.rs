@@ -1,16 +1,18 @@
-//! `overlap`: orders the ops of chunk programs on two engines — computation and communication — with a fixed number of SMs
-//! for communication.
+//! `overlap`: orders the ops of chunk programs on two engines — computation and communication — and gives exchanges their SMs.
 //!
 //! One program for each phase of each stage, and one for each pair FB that a rank can form. Pairs can have the orders that
 //! people wrote by hand, or the shortest of these, a list schedule, and the best steady state of a layer pair ([`cyclic`]),
-//! improved by local search. It does not cut ops or choose SM numbers.
+//! improved by local search.
 
+mod arrangement;
 mod bound;
+pub mod budget;
 pub mod cyclic;
 mod list;
 mod orders;
 pub mod report;
 
+pub use budget::Budget;
 pub use orders::launch_order;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +27,10 @@ use crate::sim::time_program;
 use crate::units::{Bytes, Nanos};
 
 /// What the pass may choose from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// SMs for communication.
-    pub communication_sms: u32,
+    pub budget: Budget,
     /// How pairs are ordered.
     pub order: PairOrder,
     /// Whether programs of pairs are wanted.
@@ -63,6 +65,7 @@ pub struct StagePrograms {
 
 /// Orders all programs.
 pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
+    let pairs_wanted = options.pairs;
     let mut made = Programs { machine, options, programs: Vec::new(), durations: Vec::new(), known: BTreeMap::new() };
     let stage_programs = stages
         .iter()
@@ -77,7 +80,7 @@ pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, option
         })
         .collect();
     let mut pairs = BTreeMap::new();
-    if options.pairs {
+    if pairs_wanted {
         for rank in 0..layout.ranks {
             let held = layout.stages_of(rank);
             for (&f, &b) in held.iter().flat_map(|f| held.iter().map(move |b| (f, b))) {
@@ -126,8 +129,8 @@ struct Programs<'a> {
 impl Programs<'_> {
     fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
         let ops = dependencies(kind, forward, backward);
-        let order = orders::arrange(kind, &ops, self.machine, self.options.communication_sms, self.options.order);
-        let bound = bound::bound(&ops, self.machine, self.options.communication_sms);
+        let order = orders::arrange(kind, &ops, self.machine, &self.options.budget, self.options.order);
+        let bound = bound::bound(&ops, self.machine, &self.options.budget);
         let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
         if let Some(&index) = self.known.get(&program) {
             return index;

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use super::arrangement::{Arrangement, TimeTable, improve};
 use super::cyclic::{self, CyclicProblem};
-use super::list;
-use crate::ir::{Component, Op, Phase, ProgramKind, ProgramOp, Work};
+use super::{Budget, list};
+use crate::ir::{Component, Op, Phase, ProgramKind, ProgramOp};
 use crate::job::training::PairOrder;
 use crate::machine::Machine;
-use crate::units::{Bytes, Nanos};
-
-/// How many arrangements the local search may look at, times the number of ops, from each start: long programs take no
-/// longer than short ones.
-const LOCAL_SEARCH: usize = 100_000;
+use crate::units::Nanos;
 
 /// Launch order of one layer pair; ops that a model does not have are passed over. The streams follow from the components.
 ///
@@ -50,175 +47,36 @@ pub fn launch_order(order: PairOrder) -> &'static [(Component, Phase)] {
 }
 
 /// The program of `ops` (whose `needs` point to earlier entries) in the order that is asked for. Only pairs have hand-made
-/// orders; every other program, and `Search`, gets the shortest that is found.
-pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, comm_sms: u32, order: PairOrder) -> Vec<ProgramOp> {
-    let duration = |op: &Op, sms: u32| machine.duration(&op.work, sms);
-    let times: Vec<Times> = ops
-        .iter()
-        .map(|op| match op.work.is_exchange() {
-            true => Times { alone: duration(op, comm_sms), beside: duration(op, comm_sms) },
-            false => Times { alone: duration(op, machine.sms), beside: duration(op, machine.sms - comm_sms) },
-        })
-        .collect();
-    let setting = Setting { ops, times: &times, comm_sms, all_sms: machine.sms };
-    let hand_made = |order: PairOrder| Arrangement::new(ops, by_key(ops, &template_keys(ops, launch_order(order))));
+/// orders; every other program, and `Search`, gets the shortest that is found. Exchanges get `budget.sms`, or, where each may
+/// have its own number, what the search finds for them.
+pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, budget: &Budget, order: PairOrder) -> Vec<ProgramOp> {
+    let table = TimeTable::new(ops, machine, budget);
+    let new = |order: Vec<usize>| Arrangement::new(ops, order, budget.sms);
+    let hand_made = |order: PairOrder| new(by_key(ops, &template_keys(ops, launch_order(order))));
     match (kind, order) {
-        (ProgramKind::FB, PairOrder::Serial) => hand_made(PairOrder::DeepSeek).one_after_the_other().launch(setting),
-        (ProgramKind::FB, PairOrder::DeepSeek | PairOrder::Megatron) => hand_made(order).launch(setting),
+        (ProgramKind::FB, PairOrder::Serial) => {
+            hand_made(PairOrder::DeepSeek).one_after_the_other().launch(ops, &table)
+        }
+        (ProgramKind::FB, PairOrder::DeepSeek | PairOrder::Megatron) => hand_made(order).launch(ops, &table),
         _ => {
-            let listed = Arrangement::new(ops, list::order(ops, machine, comm_sms));
+            let listed = new(list::order(ops, machine, budget.sms));
             let mut candidates = vec![listed.clone(), listed.one_after_the_other()];
             if kind == ProgramKind::FB {
                 let deepseek = hand_made(PairOrder::DeepSeek);
                 candidates.push(deepseek.clone().one_after_the_other());
                 candidates.extend([deepseek, hand_made(PairOrder::Megatron)]);
-                candidates.extend(steady_order(ops, machine, comm_sms).map(|order| Arrangement::new(ops, order)));
+                candidates.extend(steady_order(ops, machine, budget.sms).map(new));
             }
-            let improved = candidates.into_iter().map(|candidate| improve(candidate, setting));
+            let improved = candidates.into_iter().map(|candidate| improve(candidate, &table));
             // Of equals the first: the list schedule.
             let best = improved.min_by_key(|(time, _)| *time);
-            best.map_or_else(Vec::new, |(_, arrangement)| arrangement.launch(setting))
+            best.map_or_else(Vec::new, |(_, arrangement)| arrangement.launch(ops, &table))
         }
     }
-}
-
-/// What is arranged, and on what it is launched.
-#[derive(Clone, Copy)]
-struct Setting<'a> {
-    ops: &'a [Op],
-    times: &'a [Times],
-    comm_sms: u32,
-    all_sms: u32,
-}
-
-/// How long an op takes.
-#[derive(Clone, Copy)]
-struct Times {
-    /// With all SMs that it may have.
-    alone: Nanos,
-    /// With those that communication leaves.
-    beside: Nanos,
-}
-
-/// Ops in a launch order, with needs beyond their own: two ops that are kept apart do not share the SMs. The ops' work is
-/// left out, since arrangements are copied by the thousand; only whether it is an exchange is kept.
-#[derive(Clone)]
-struct Arrangement {
-    ops: Vec<Op>,
-    order: Vec<usize>,
-}
-
-impl Arrangement {
-    fn new(ops: &[Op], order: Vec<usize>) -> Self {
-        let without_work = |op: &Op| Op {
-            work: match op.work {
-                Work::Compute(_) => Work::Compute(Vec::new()),
-                Work::Exchange { .. } => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
-                Work::Copy { .. } => Work::Copy { nvlink: Bytes::ZERO },
-            },
-            needs: op.needs.clone(),
-            ..*op
-        };
-        Self { ops: ops.iter().map(without_work).collect(), order }
-    }
-
-    /// The same order, each op after the end of the one before it.
-    fn one_after_the_other(mut self) -> Self {
-        for pair in self.order.windows(2) {
-            self.ops[pair[1]].needs.push(pair[0] as u32);
-        }
-        self
-    }
-
-    /// The program, work left out.
-    fn outline(&self, setting: Setting) -> Vec<ProgramOp> {
-        list::launch(&self.ops, &self.order, setting.comm_sms, setting.all_sms)
-    }
-
-    fn launch(&self, setting: Setting) -> Vec<ProgramOp> {
-        let mut program = self.outline(setting);
-        for (op, &at) in program.iter_mut().zip(&self.order) {
-            op.work = setting.ops[at].work.clone();
-        }
-        program
-    }
-
-    /// How long the program takes: as `sim` times it, from the table of times.
-    fn length(&self, setting: Setting) -> Nanos {
-        let mut free = [Nanos::ZERO; 2];
-        let mut ends: Vec<Nanos> = Vec::with_capacity(self.order.len());
-        for (op, &at) in self.outline(setting).iter().zip(&self.order) {
-            let time = if op.sms == setting.all_sms { setting.times[at].alone } else { setting.times[at].beside };
-            let stream = &mut free[op.stream() as usize];
-            let start = op.waits.iter().map(|&wait| ends[wait as usize]).fold(*stream, Nanos::max);
-            *stream = start + time;
-            ends.push(*stream);
-        }
-        free[0].max(free[1])
-    }
-
-    /// The steps that can be taken from here.
-    fn steps(&self, setting: Setting) -> Vec<Step> {
-        let mut steps = Vec::new();
-        for exchange in [false, true] {
-            let line = || self.order.iter().copied().filter(|&op| self.ops[op].work.is_exchange() == exchange);
-            steps.extend(line().zip(line().skip(1)).map(|(one, other)| Step::Swap(one, other)));
-        }
-        let beside = list::beside(&self.outline(setting));
-        steps.extend(beside.into_iter().map(|(before, after)| Step::Part(self.order[before], self.order[after])));
-        steps
-    }
-
-    fn take(&self, step: Step) -> Self {
-        let mut next = self.clone();
-        match step {
-            Step::Swap(one, other) => {
-                let mut keys = vec![0; self.ops.len()];
-                for (place, &op) in self.order.iter().enumerate() {
-                    keys[op] = place;
-                }
-                keys.swap(one, other);
-                next.order = by_key(&self.ops, &keys);
-            }
-            Step::Part(before, after) => next.ops[after].needs.push(before as u32),
-        }
-        next
-    }
-}
-
-/// A small change of an arrangement.
-#[derive(Clone, Copy)]
-enum Step {
-    /// Neighbours of a stream, exchanged.
-    Swap(usize, usize),
-    /// A computation and an exchange that could run at the same time, kept apart as they are launched.
-    Part(usize, usize),
-}
-
-/// Takes the best step as long as there is one that shortens the program.
-fn improve(mut arrangement: Arrangement, setting: Setting) -> (Nanos, Arrangement) {
-    let mut best = arrangement.length(setting);
-    let mut tries = LOCAL_SEARCH / arrangement.ops.len().max(1);
-    while tries > 0 {
-        let mut found = None;
-        for step in arrangement.steps(setting).into_iter().take(tries) {
-            tries -= 1;
-            let next = arrangement.take(step);
-            let time = next.length(setting);
-            if time < best {
-                (best, found) = (time, Some(next));
-            }
-        }
-        match found {
-            Some(next) => arrangement = next,
-            None => break,
-        }
-    }
-    (best, arrangement)
 }
 
 /// A launch order by keys: of the ops whose needs have been launched, the one with the smallest key.
-fn by_key<K: Ord + Copy>(ops: &[Op], keys: &[K]) -> Vec<usize> {
+pub(super) fn by_key<K: Ord + Copy>(ops: &[Op], keys: &[K]) -> Vec<usize> {
     let mut waiting: Vec<usize> = ops.iter().map(|op| op.needs.len()).collect();
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); ops.len()];
     for (at, op) in ops.iter().enumerate() {

@@ -32,12 +32,13 @@ pub fn steady(problem: &CyclicProblem, order: PairOrder, repetitions: u64) -> Op
             let timing = problem.timing_of(&order)?;
             let first = timing.starts.iter().copied().min().unwrap_or(0);
             let starts = timing.starts.iter().map(|&start| Nanos((start - first) as u64)).collect();
-            CyclicSchedule { period: timing.period, bound: problem.bound(), starts, nodes: 0 }
+            CyclicSchedule { period: timing.period, bound: problem.bound(), starts, nodes: 0, unslowed: timing.period }
         }
     };
+    let schedule = slow(problem, order, schedule);
     let span = match order {
         PairOrder::Serial => schedule.period * repetitions,
-        _ => problem.span(&schedule.starts, schedule.period, repetitions),
+        _ => problem.span(&schedule, repetitions),
     };
     // What is best for ever need not be best for a few layers, with their way in and out: a chunk takes what is.
     let others = match order {
@@ -49,6 +50,28 @@ pub fn steady(problem: &CyclicProblem, order: PairOrder, repetitions: u64) -> Op
     Some(Steady { order, schedule, span })
 }
 
+/// The schedule with its period where ops slow each other. For the search the best of what it found and the orders made by
+/// hand, which may be slowed less.
+fn slow(problem: &CyclicProblem, order: PairOrder, schedule: CyclicSchedule) -> CyclicSchedule {
+    if order == PairOrder::Serial || !problem.is_slowed() {
+        return schedule;
+    }
+    let slowed = |schedule: CyclicSchedule| {
+        let period = problem.slowed_period(&schedule);
+        CyclicSchedule { period, bound: problem.bound(), ..schedule }
+    };
+    let mine = slowed(schedule);
+    let others = match order {
+        PairOrder::Search => [PairOrder::DeepSeek, PairOrder::Megatron].as_slice(),
+        _ => &[],
+    };
+    let others = others.iter().filter_map(|&order| Some(steady(problem, order, 1)?.schedule));
+    // Of equals the first: the search's own.
+    let nodes = mine.nodes;
+    let best = [mine].into_iter().chain(others).min_by_key(|schedule| schedule.period);
+    best.map(|best| CyclicSchedule { nodes, ..best }).unwrap_or_else(|| serial(problem))
+}
+
 /// One op after the other, in DeepSeek's order.
 fn serial(problem: &CyclicProblem) -> CyclicSchedule {
     let mut starts = vec![Nanos::ZERO; problem.ops.len()];
@@ -57,7 +80,7 @@ fn serial(problem: &CyclicProblem) -> CyclicSchedule {
         starts[at] = now;
         now += problem.ops[at].duration;
     }
-    CyclicSchedule { period: now, bound: problem.bound(), starts, nodes: 0 }
+    CyclicSchedule { period: now, bound: problem.bound(), starts, nodes: 0, unslowed: now }
 }
 
 /// Why no period can be shorter than the problem's bound, in words.
@@ -67,6 +90,8 @@ pub fn bound_reason(problem: &CyclicProblem) -> &'static str {
         "the computation itself"
     } else if problem.load(Stream::Comm) == bound {
         "the communication itself"
+    } else if problem.is_slowed() && problem.load_is_bound() {
+        "the busier engine's work and what it loses while the other works beside it"
     } else {
         "one micro-batch's chain through the layer"
     }

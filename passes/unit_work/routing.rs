@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::job::model::Moe;
+use crate::machine::demand::Visits;
 
 /// Mean copies of one token that leave a GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,16 +21,21 @@ pub struct Copies {
 
 /// Mean copies per token when `ep` GPUs, `per_node` of them on a node, hold the experts.
 pub fn copies(moe: &Moe, ep: u32, per_node: u32) -> Copies {
+    let visits = visits(moe, ep, per_node);
+    let per_node = f64::from(per_node.min(ep).max(1));
+    // The GPU where a token arrives is one that needs it with probability 1 / per_node.
+    Copies { network: visits.other_nodes, nvlink: visits.gpus * (per_node - 1.0) / per_node }
+}
+
+/// Where a token goes on average when `ep` GPUs, `per_node` of them on a node, hold the experts.
+pub fn visits(moe: &Moe, ep: u32, per_node: u32) -> Visits {
     let per_node = per_node.min(ep).max(1);
-    let nodes = ep.div_ceil(per_node);
+    let count = ep.div_ceil(per_node);
     let routing = Routing::new(moe);
-    let visited_nodes: f64 = shares(moe.experts, nodes).map(|range| routing.hit(range)).sum();
-    let visited_gpus: f64 = shares(moe.experts, ep).map(|range| routing.hit(range)).sum();
-    // The sender is uniformly one of the nodes, so a visited node is another one with probability (nodes - 1) / nodes;
-    // likewise the GPU where a token arrives is one that needs it with probability 1 / per_node.
-    let network = visited_nodes * f64::from(nodes - 1) / f64::from(nodes);
-    let nvlink = visited_gpus * f64::from(per_node - 1) / f64::from(per_node);
-    Copies { network, nvlink }
+    let nodes: f64 = shares(moe.experts, count).map(|range| routing.hit(range)).sum();
+    let gpus: f64 = shares(moe.experts, ep).map(|range| routing.hit(range)).sum();
+    // The sender is uniformly one of the nodes, so a visited node is another one with probability (count - 1) / count.
+    Visits { nodes, other_nodes: nodes * f64::from(count - 1) / f64::from(count), gpus }
 }
 
 /// Expert ranges `first..end` of each of `parts` equal holders.

@@ -11,6 +11,7 @@ use crate::ir::{Component, Phase, Stream};
 use crate::job::training::PairOrder;
 use crate::job::{self, Job, Overrides};
 use crate::machine::Machine;
+use crate::passes::overlap::budget;
 use crate::passes::overlap::cyclic::CyclicProblem;
 use crate::passes::overlap::report::{Steady, bound_reason, steady};
 use crate::units::Nanos;
@@ -55,10 +56,12 @@ pub fn run(args: Args) -> Result<Verdict> {
         (Some(file), _) => (file.display().to_string(), components(file)?, None),
         (None, Some(file)) => {
             let loaded = job::load(file, &args.overrides)?;
-            let problem = of_job(&loaded.job, loaded.job.training.communication_sms);
-            let problem = problem.map_err(|error| loaded.locate(error))?;
-            let title = format!("{} on {}", loaded.job.model.name, loaded.job.cluster.name);
-            let sweep = sweep(&loaded.job)?;
+            let sweep = sweep(&loaded.job).map_err(|error| loaded.locate(error))?;
+            let best = sweep.iter().min_by_key(|(sms, period)| (*period, *sms)).map(|(sms, _)| *sms);
+            let sms = loaded.job.training.communication_sms.fixed().or(best).unwrap_or(2);
+            let problem = of_job(&loaded.job, sms)?;
+            let title =
+                format!("{} on {}, {sms} SMs for communication", loaded.job.model.name, loaded.job.cluster.name);
             loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
             (title, problem, Some(sweep))
         }
@@ -142,10 +145,10 @@ fn of_job(job: &Job, communication_sms: u32) -> Result<CyclicProblem> {
     })
 }
 
-/// The best period for every even number of communication SMs, up to half of the GPU.
+/// The best period for every number of SMs that communication may have.
 fn sweep(job: &Job) -> Result<Vec<(u32, Nanos)>> {
-    (2..=job.cluster.gpu.sms / 2)
-        .step_by(2)
+    budget::offered(job)
+        .into_iter()
         .filter_map(|sms| {
             let problem = match of_job(job, sms) {
                 Ok(problem) => problem,

@@ -35,6 +35,10 @@ pub struct Gpu {
     pub name: String,
     /// Streaming multiprocessors.
     pub sms: u32,
+    /// What a kernel's number of SMs is a multiple of, where the compiler chooses it: 2 for kernels that work in pairs of
+    /// channels, 8 where green contexts divide the GPU.
+    #[serde(default = "two")]
+    pub sm_step: u32,
     /// Memory, in GB (10^9 bytes).
     pub memory_gb: f64,
     /// Peak of dense bf16 products, in TFLOP/s.
@@ -84,4 +88,8 @@ pub struct Link {
     /// (0, 0) to the first, and flat after the last.
     #[serde(default)]
     pub measured: Vec<(u32, f64)>,
+}
+
+fn two() -> u32 {
+    2
 }

@@ -1,6 +1,7 @@
 //! Flags that replace fields of a job's `training` part, so that one file serves many runs.
 
 use super::Training;
+use super::sms::CommunicationSms;
 use super::training::{PairOrder, Recompute, ScheduleKind};
 use crate::ir::Placement;
 
@@ -45,8 +46,8 @@ pub struct Overrides {
     #[arg(long, value_enum)]
     pub overlap: Option<PairOrder>,
     /// SMs that dispatch and combine get.
-    #[arg(long, value_name = "SMS", allow_negative_numbers = true)]
-    pub communication_sms: Option<u32>,
+    #[arg(long, value_name = "N|best|each", allow_negative_numbers = true)]
+    pub communication_sms: Option<CommunicationSms>,
     /// Memory of a GPU that the plan may use, in GB (10^9 bytes).
     #[arg(long, value_name = "GB", allow_negative_numbers = true)]
     pub memory_limit_gb: Option<f64>,
@@ -98,7 +99,7 @@ impl Overrides {
             "placement" => self.placement.map(|placement| placement.to_string()),
             "recompute" => self.recompute.map(recompute_list),
             "overlap" => self.overlap.map(|order| order.name().to_owned()),
-            "communication_sms" => number(self.communication_sms),
+            "communication_sms" => self.communication_sms.map(|sms| sms.to_string()),
             "memory_limit_gb" => self.memory_limit_gb.map(|gb| gb.to_string()),
             "sharded_optimizer" => self.sharded_optimizer.map(|yes| yes.to_string()),
             _ => None,

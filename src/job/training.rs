@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::sms::CommunicationSms;
 use crate::ir::Placement;
 
 /// How the model is trained. One optimizer step is meant throughout.
@@ -43,8 +44,8 @@ pub struct Training {
     #[serde(default)]
     pub overlap: PairOrder,
     /// SMs that dispatch and combine get.
-    #[serde(default = "default_communication_sms")]
-    pub communication_sms: u32,
+    #[serde(default)]
+    pub communication_sms: CommunicationSms,
     /// Memory of a GPU that the plan may use, in GB; default: all of it.
     #[serde(default)]
     pub memory_limit_gb: Option<f64>,
@@ -193,8 +194,4 @@ fn one() -> u32 {
 
 fn yes() -> bool {
     true
-}
-
-fn default_communication_sms() -> u32 {
-    20
 }

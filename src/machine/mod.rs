@@ -5,6 +5,7 @@
 //! measured value, with its source. Not modelled yet: that overlapped ops slow each other beyond sharing the SMs.
 
 mod curve;
+pub mod demand;
 mod link;
 
 use curve::at;
@@ -114,6 +115,12 @@ impl Machine {
             }
             Work::Copy { nvlink } => self.transfer(*nvlink, true),
         }
+    }
+
+    /// How long `work` takes with `sms` SMs if another op ran beside it all the time: as long as alone, since what ops share
+    /// besides SMs is not modelled.
+    pub fn duration_beside(&self, work: &Work, sms: u32, _: &Work, _: u32) -> Nanos {
+        self.duration(work, sms)
     }
 
     /// How long one kernel takes, its launches included.

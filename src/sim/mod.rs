@@ -13,6 +13,7 @@ mod rates;
 mod references;
 mod relief;
 mod run;
+mod streams;
 
 pub use account::{Activity, Cause, Reason, Wait};
 pub use meeting::{ItemId, Transfer, match_transfers};
@@ -20,6 +21,7 @@ pub use program::{ProgramTiming, time_program};
 pub use rates::Rates;
 pub use references::check_references;
 pub use relief::Relief;
+pub use streams::{StreamOps, run_streams};
 
 use crate::error::Result;
 use crate::plan::{Plan, StreamId};

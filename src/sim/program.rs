@@ -1,7 +1,8 @@
 //! When the ops of a chunk program run, on a machine that does nothing else.
 
 use super::Span;
-use crate::ir::{Program, Stream};
+use super::streams::{StreamOps, run_streams};
+use crate::ir::{Program, ProgramOp, Stream};
 use crate::machine::Machine;
 use crate::units::Nanos;
 
@@ -20,26 +21,48 @@ pub struct ProgramTiming {
     pub exposed: Nanos,
 }
 
-/// Times a program: each op starts when the op before it on its stream and all that it waits for have ended.
+/// Times a program: each op starts when the op before it on its stream and all that it waits for have ended. Ops that run
+/// beside each other slow each other, as [`Machine::duration_beside`] says.
 ///
 /// A wait for an op that is not before the waiting one counts as nothing; [`super::simulate`] refuses such programs.
 pub fn time_program(program: &Program, machine: &Machine) -> ProgramTiming {
-    let mut ops: Vec<Span> = Vec::with_capacity(program.ops.len());
-    let (mut compute_end, mut comm_end) = (Nanos::ZERO, Nanos::ZERO);
-    let (mut busy, mut communication) = (Nanos::ZERO, Nanos::ZERO);
-    for op in &program.ops {
-        let duration = machine.duration(&op.work, op.sms);
-        let (stream_end, ran) = match op.stream() {
-            Stream::Compute => (&mut compute_end, &mut busy),
-            Stream::Comm => (&mut comm_end, &mut communication),
-        };
-        let waited = op.waits.iter().filter_map(|&wait| ops.get(wait as usize)).map(|span| span.end).max();
-        let start = waited.unwrap_or_default().max(*stream_end);
-        let end = start + duration;
-        *stream_end = end;
-        *ran += duration;
-        ops.push(Span { start, end });
+    let alone = program.ops.iter().map(|op| machine.duration(&op.work, op.sms)).collect();
+    let ops = run_streams(&Timed { ops: &program.ops, machine, alone });
+    let total = ops.iter().map(|span| span.end).max().unwrap_or_default();
+    let ran = |stream: Stream| {
+        let spans = program.ops.iter().zip(&ops).filter(|(op, _)| op.stream() == stream);
+        spans.map(|(_, span)| span.end - span.start).sum::<Nanos>()
+    };
+    let busy = ran(Stream::Compute);
+    ProgramTiming { total, busy, communication: ran(Stream::Comm), exposed: total.saturating_sub(busy), ops }
+}
+
+/// A program's ops with their durations.
+struct Timed<'a> {
+    ops: &'a [ProgramOp],
+    machine: &'a Machine,
+    alone: Vec<Nanos>,
+}
+
+impl StreamOps for Timed<'_> {
+    fn count(&self) -> usize {
+        self.ops.len()
     }
-    let total = compute_end.max(comm_end);
-    ProgramTiming { ops, total, busy, communication, exposed: total.saturating_sub(busy) }
+
+    fn stream(&self, op: usize) -> Stream {
+        self.ops[op].stream()
+    }
+
+    fn waits(&self, op: usize) -> &[u32] {
+        &self.ops[op].waits
+    }
+
+    fn alone(&self, op: usize) -> Nanos {
+        self.alone[op]
+    }
+
+    fn beside(&self, op: usize, other: usize) -> Nanos {
+        let (op, other) = (&self.ops[op], &self.ops[other]);
+        self.machine.duration_beside(&op.work, op.sms, &other.work, other.sms)
+    }
 }

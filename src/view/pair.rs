@@ -28,7 +28,7 @@ pub fn name(op: &CyclicOp) -> String {
 /// The ops (by index) in the order in which one period launches them.
 pub fn launches(problem: &CyclicProblem, schedule: &CyclicSchedule) -> Vec<usize> {
     let mut order: Vec<usize> = (0..problem.ops.len()).collect();
-    order.sort_by_key(|&at| (schedule.starts[at].0 % schedule.period.0.max(1), at));
+    order.sort_by_key(|&at| (schedule.starts[at].0 % schedule.unslowed.0.max(1), at));
     order
 }
 
@@ -36,22 +36,20 @@ pub fn launches(problem: &CyclicProblem, schedule: &CyclicSchedule) -> Vec<usize
 pub fn timeline(problem: &CyclicProblem, schedule: &CyclicSchedule, width: usize) -> String {
     let columns = width.saturating_sub(12).max(20);
     let period = schedule.period.0.max(1);
-    let column = |time: u64| (time as f64 / period as f64 * columns as f64).round() as usize;
+    let column = |time: Nanos| (time.0 as f64 / period as f64 * columns as f64).round() as usize;
+    let runs = problem.one_period(schedule);
     let mut text = String::new();
     for (engine, label) in [(Stream::Compute, "compute"), (Stream::Comm, "comm")] {
         let mut line = vec!['·'; columns];
-        for &at in &launches(problem, schedule) {
-            let op = &problem.ops[at];
-            if op.engine != engine {
-                continue;
-            }
-            let start = schedule.starts[at].0 % period;
-            let (from, to) = (column(start), column(start + op.duration.0).max(column(start) + 1));
-            let text: Vec<char> = name(op).chars().collect();
-            for (offset, place) in (from..to).enumerate() {
+        for (op, span) in runs.iter().map(|&(op, span)| (&problem.ops[op], span)).filter(|(op, _)| op.engine == engine)
+        {
+            let from = column(span.start).min(columns - 1);
+            let to = column(span.end).clamp(from + 1, columns);
+            let name: Vec<char> = name(op).chars().collect();
+            for (offset, place) in line[from..to].iter_mut().enumerate() {
                 // The first column is the border; the name stands behind it, as far as there is room.
-                let inside = offset.checked_sub(1).and_then(|letter| text.get(letter).copied());
-                line[place % columns] = if offset == 0 { '▏' } else { inside.unwrap_or('─') };
+                let inside = offset.checked_sub(1).and_then(|letter| name.get(letter).copied());
+                *place = if offset == 0 { '▏' } else { inside.unwrap_or('─') };
             }
         }
         let _ = writeln!(text, "{label:>8}  {}", line.into_iter().collect::<String>());

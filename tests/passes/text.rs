@@ -17,7 +17,8 @@ pub fn lowered(job: &Job, machine: &Machine, lowered: &Lowered, split: &[SplitSt
     let mut text = format!("{} stages, {} ranks\n", lowered.layout.stages, lowered.layout.ranks);
     let _ = writeln!(text, "{:>5} {:>12} {:>13}  units", "stage", "computation", "communication");
     for (number, (stage, split)) in lowered.stages.iter().zip(split).enumerate() {
-        let (computation, communication) = loads(&split.chunk, machine, job.training.communication_sms);
+        let (computation, communication) =
+            loads(&split.chunk, machine, job.training.communication_sms.fixed().unwrap_or(20));
         let _ = writeln!(
             text,
             "{number:>5} {:>9.3} ms {:>10.3} ms  {}",

@@ -8,13 +8,14 @@
 mod ilp;
 mod period;
 mod search;
+mod slowed;
 #[cfg(test)]
 mod tests;
 
 pub use period::{Edge, Timing, period};
 pub use search::{Limits, search};
 
-use crate::ir::{Component, Phase, Stream, Unit};
+use crate::ir::{Component, Phase, Stream, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::unit_work::{UnitOp, unit_work};
@@ -53,6 +54,9 @@ pub struct CyclicProblem {
     pub needs: Vec<Need>,
     /// Repetitions by which a weight gradient may fall behind its input gradient: what it reads is kept so long.
     pub weight_delay: i64,
+    /// By op and other op, of the other engine: the duration of the one with the other beside it all the time. Empty if
+    /// nothing slows anything.
+    pub beside: Vec<Vec<Nanos>>,
 }
 
 /// A schedule of the repeated pair.
@@ -66,12 +70,17 @@ pub struct CyclicSchedule {
     pub starts: Vec<Nanos>,
     /// Partial schedules that were looked at.
     pub nodes: u64,
+    /// The period if nothing slowed anything: `starts` are of it, and give the launch order. Where ops do slow each other,
+    /// `period` is the mean of several repetitions.
+    pub unslowed: Nanos,
 }
 
 impl CyclicSchedule {
-    /// Whether the period is the shortest possible, to the nanosecond.
+    /// Whether the period is the shortest possible: to the nanosecond, or, where ops slow each other and so are rounded
+    /// whenever what is beside them changes, to a nanosecond for each op.
     pub fn proved(&self) -> bool {
-        self.period <= self.bound
+        let rounding = if self.period > self.unslowed { self.starts.len() as u64 } else { 0 };
+        self.period <= self.bound + Nanos(rounding)
     }
 }
 
@@ -83,7 +92,7 @@ impl CyclicProblem {
     pub fn layer_pair(duration: impl Fn(Component, Phase) -> Nanos) -> Self {
         use Component::{Attention, Combine, Dispatch, Mlp};
         let chains = [(Phase::F, [Attention, Dispatch, Mlp, Combine]), (Phase::I, [Combine, Mlp, Dispatch, Attention])];
-        let mut problem = Self { ops: Vec::new(), needs: Vec::new(), weight_delay: 2 };
+        let mut problem = Self { ops: Vec::new(), needs: Vec::new(), weight_delay: 2, beside: Vec::new() };
         for (phase, components) in chains {
             let first = problem.ops.len();
             for component in components {
@@ -112,18 +121,30 @@ impl CyclicProblem {
         let with_experts: Vec<u32> = (0..job.model.layers).filter(|&layer| job.model.is_moe(layer)).collect();
         let layer = with_experts.get(with_experts.len() / 2)?;
         let work = unit_work(job, Unit::Moe(*layer));
-        Some(Self::layer_pair(|component, phase| {
-            let ops = match phase {
+        let sms = |work: &Work| if work.is_exchange() { communication_sms } else { machine.sms - communication_sms };
+        let works = |component: Component, phase: Phase| {
+            let ops: &[UnitOp] = match phase {
                 Phase::F => &work.f,
                 Phase::I => &work.i,
                 Phase::W => &work.w,
             };
-            let time = |op: &UnitOp| {
-                let sms = if op.work.is_exchange() { communication_sms } else { machine.sms - communication_sms };
-                machine.duration(&op.work, sms)
+            ops.iter().filter(move |op| op.component == component).map(|op| &op.work)
+        };
+        let mut problem = Self::layer_pair(|component, phase| {
+            works(component, phase).map(|work| machine.duration(work, sms(work))).sum()
+        });
+        let of = |op: &CyclicOp| works(op.component, op.phase);
+        // Beside another op, an op's works each take as long as beside that one's first work of the other engine.
+        let beside = |op: &CyclicOp, other: &CyclicOp| -> Nanos {
+            let time = |work: &Work| match of(other).find(|there| there.is_exchange() != work.is_exchange()) {
+                Some(there) => machine.duration_beside(work, sms(work), there, sms(there)),
+                None => machine.duration(work, sms(work)),
             };
-            ops.iter().filter(|op| op.component == component).map(time).sum()
-        }))
+            of(op).map(time).sum()
+        };
+        let rows = problem.ops.iter().map(|op| problem.ops.iter().map(|other| beside(op, other)).collect());
+        problem.beside = rows.collect();
+        Some(problem)
     }
 
     fn add(&mut self, component: Component, phase: Phase, duration: Nanos) {
@@ -183,8 +204,14 @@ impl CyclicProblem {
         })
     }
 
-    /// A period that no schedule is below: the busiest engine's load, and the longest chain per repetition.
+    /// A period that no schedule is below: the busiest engine's load, with what it loses to the other, and the longest chain
+    /// per repetition.
     pub fn bound(&self) -> Nanos {
+        self.unslowed_bound().max(self.load_bound())
+    }
+
+    /// The same if nothing slowed anything.
+    fn unslowed_bound(&self) -> Nanos {
         let load = self.load(Stream::Compute).max(self.load(Stream::Comm));
         let chains = period(self.ops.len(), &self.edges(), load).map_or(load, |timing| timing.period);
         load.max(chains)
@@ -202,28 +229,5 @@ impl CyclicProblem {
             }
         }
         period(self.ops.len(), &edges, Nanos::ZERO)
-    }
-
-    /// Time from the first start to the last end of `repetitions` repetitions, ops launched in the order of a schedule's
-    /// starts and run as soon as possible.
-    pub fn span(&self, starts: &[Nanos], period: Nanos, repetitions: u64) -> Nanos {
-        let mut launches: Vec<(Nanos, u64, usize)> = (0..repetitions)
-            .flat_map(|n| starts.iter().enumerate().map(move |(op, &start)| (start + period * n, n, op)))
-            .collect();
-        launches.sort_unstable();
-        let mut ends = vec![vec![None; self.ops.len()]; repetitions as usize];
-        let mut free = [Nanos::ZERO; 2];
-        for (_, n, at) in launches {
-            let op = &self.ops[at];
-            let needs = self.needs.iter().filter(|need| need.to == at);
-            let made = needs.filter_map(|need| {
-                let repetition = n as i64 - need.distance;
-                (repetition >= 0).then(|| ends[repetition as usize][need.from]).flatten()
-            });
-            let start = made.fold(free[op.engine as usize], Nanos::max);
-            free[op.engine as usize] = start + op.duration;
-            ends[n as usize][at] = Some(start + op.duration);
-        }
-        free[0].max(free[1])
     }
 }

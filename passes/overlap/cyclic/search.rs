@@ -20,10 +20,10 @@ impl Default for Limits {
     }
 }
 
-/// The schedule with the shortest period, or the best one found within the limits; at least as good as `start` if that is a
+/// The schedule with the shortest period if nothing slowed anything, or the best one found within the limits; at least as good as `start` if that is a
 /// launch order that the needs allow. `None` if there is no schedule at all.
 pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Option<CyclicSchedule> {
-    let mut run = Search { problem, best: None, nodes: 0, limits, bound: problem.bound(), complete: true };
+    let mut run = Search { problem, best: None, nodes: 0, limits, bound: problem.unslowed_bound(), complete: true };
     for order in start {
         run.try_order(order);
     }
@@ -37,7 +37,7 @@ pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Op
     let (period, starts) = run.best?;
     // If everything was looked at, what was found is the best there is.
     let bound = if run.complete { period } else { run.bound };
-    Some(CyclicSchedule { period, bound, starts, nodes: run.nodes })
+    Some(CyclicSchedule { period, bound, starts, nodes: run.nodes, unslowed: period })
 }
 
 struct Search<'a> {

@@ -17,6 +17,7 @@ impl Cluster {
         count("cluster.gpus_per_node", self.gpus_per_node.into(), 1, 1024)?;
         count("cluster.nodes", self.nodes.into(), 1, 1 << 20)?;
         count("cluster.gpu.sms", gpu.sms.into(), 4, 4096)?;
+        count("cluster.gpu.sm_step", gpu.sm_step.into(), 1, u64::from(gpu.sms) / 2)?;
         measure("cluster.gpu.memory_gb", gpu.memory_gb, 0.001, 1e6, "GB")?;
         measure("cluster.gpu.bf16_tflops", gpu.bf16_tflops, 0.001, 1e6, "TFLOP/s")?;
         if let Some(rate) = gpu.fp8_tflops {

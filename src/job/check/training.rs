@@ -179,9 +179,9 @@ fn expert_parallel(training: &Training, model: &Model) -> Result<()> {
 }
 
 fn resources(training: &Training, cluster: &Cluster) -> Result<()> {
-    let (sms, all) = (u64::from(training.communication_sms), u64::from(cluster.gpu.sms));
+    let all = u64::from(cluster.gpu.sms);
     let fits = |n: u64| n >= 2 && n.is_multiple_of(2) && n < all;
-    if !fits(sms) {
+    if let Some(sms) = training.communication_sms.fixed().map(u64::from).filter(|&sms| !fits(sms)) {
         let why = if sms < 2 {
             "dispatch and combine need at least 2".to_owned()
         } else if sms >= all {
