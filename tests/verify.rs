@@ -13,6 +13,8 @@ mod between_ranks;
 mod command;
 #[path = "verify/compiled.rs"]
 mod compiled;
+#[path = "verify/finer_ops.rs"]
+mod finer_ops;
 #[path = "verify/in_programs.rs"]
 mod in_programs;
 #[path = "verify/mutated.rs"]
