@@ -143,45 +143,52 @@ impl Programs<'_> {
     }
 }
 
-/// The ops of a program in one list, with `needs` pointing into it. I and W of a backward are joined here: a weight
-/// gradient needs the input gradient of its own component; the embedding's, which has none, needs all of them.
+/// The ops of a program in one list, with `needs` pointing into it. Weight gradients without the backward that they read find
+/// that it was done before.
 fn dependencies(kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> Vec<Op> {
     let mut ops: Vec<Op> = Vec::new();
     if let (ProgramKind::F | ProgramKind::FB, Some(chunk)) = (kind, forward) {
         ops.extend(chunk.f.iter().cloned());
     }
     let Some(chunk) = backward else { return ops };
-    if matches!(kind, ProgramKind::I | ProgramKind::B | ProgramKind::FB) {
-        let first = ops.len() as u32;
-        ops.extend(chunk.i.iter().cloned().map(|mut op| {
-            op.needs.iter_mut().for_each(|need| *need += first);
-            op
-        }));
+    let first = ops.len() as u32;
+    let inputs = matches!(kind, ProgramKind::I | ProgramKind::B | ProgramKind::FB);
+    if inputs {
+        ops.extend(chunk.i.iter().cloned());
     }
     if matches!(kind, ProgramKind::W | ProgramKind::B | ProgramKind::FB) {
-        let mut last_input: BTreeMap<(u32, Component), u32> = BTreeMap::new();
-        let mut last = None;
-        for (at, op) in (0..).zip(&ops).filter(|(_, op)| op.phase == Phase::I) {
-            last_input.insert((op.unit, op.component), at);
-            last = Some(at);
+        ops.extend(chunk.w.iter().cloned());
+    }
+    for op in &mut ops[first as usize..] {
+        match inputs {
+            true => op.needs.iter_mut().for_each(|need| *need += first),
+            false => op.needs.clear(),
         }
-        ops.extend(chunk.w.iter().cloned().map(|mut op| {
-            op.needs.extend(last_input.get(&(op.unit, op.component)).copied().or(last));
-            op
-        }));
     }
     ops
 }
 
 /// See [`Program::workspace`]. I and W ops that compute run on one stream, so launch order is their order in time.
 fn workspace(ops: &[Op], order: &[ProgramOp]) -> Bytes {
-    let handed: BTreeMap<(u32, Component), Bytes> =
-        ops.iter().filter(|op| op.phase == Phase::W).map(|op| ((op.unit, op.component), op.handed)).collect();
+    // Of each part the bytes that it hands on, and the ops of W that have yet to read them.
+    let mut handed: BTreeMap<(u32, Component), (Bytes, u32)> = BTreeMap::new();
+    for op in ops.iter().filter(|op| op.phase == Phase::W) {
+        let (bytes, readers) = handed.entry((op.unit, op.component)).or_default();
+        *bytes += op.handed;
+        *readers += 1;
+    }
     let mut pending: BTreeSet<(u32, Component)> = BTreeSet::new();
     let (mut now, mut most) = (Bytes::ZERO, Bytes::ZERO);
     for op in order.iter().filter(|op| !op.work.is_exchange()) {
         let part = (op.unit, op.component);
-        let bytes = handed.get(&part).copied().unwrap_or_default();
+        let Some((bytes, readers)) = handed.get_mut(&part) else { continue };
+        let bytes = *bytes;
+        if op.phase == Phase::W {
+            *readers -= 1;
+            if *readers > 0 {
+                continue;
+            }
+        }
         match op.phase {
             Phase::I if pending.insert(part) => now += bytes,
             // What no I op of its own component made (the embedding's gradient) was there all along.

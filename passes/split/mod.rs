@@ -1,10 +1,16 @@
 //! `split`: turns each stage into a chunk — attention, dispatch, MLP and combine of its units, in F, I and W.
 
-use crate::ir::{Chunk, Held, Op, Phase, Stage, Step, Tokens, Unit, Work};
+mod form;
+
+pub use form::{FormOp, UnitForm};
+
+use std::collections::BTreeMap;
+
+use crate::ir::{Chunk, Held, Op, Phase, Stage, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::lower::{Lowered, alike};
-use crate::passes::unit_work::{UnitOp, UnitParameters, UnitWork, add_held, boundary, unit_work};
+use crate::passes::unit_work::{UnitParameters, UnitWork, add_held, boundary, unit_work};
 use crate::units::{Bytes, Nanos};
 
 /// A stage's chunk and its parameters on one GPU.
@@ -16,35 +22,32 @@ pub struct SplitStage {
     pub parameters: UnitParameters,
 }
 
-/// Splits every stage.
+/// Splits every stage, each unit in its plain form.
 pub fn split(job: &Job, lowered: &Lowered) -> Vec<SplitStage> {
-    let mut known: Vec<(Unit, UnitWork)> = Vec::new();
-    let mut input = Bytes::ZERO;
-    lowered
-        .stages
-        .iter()
-        .map(|stage| {
-            let works: Vec<UnitWork> = stage
-                .units
-                .iter()
-                .map(|&unit| {
-                    let kind = alike(job, unit);
-                    if let Some((_, work)) = known.iter().find(|(unit, _)| *unit == kind) {
-                        return work.clone();
-                    }
-                    let work = unit_work(job, unit);
-                    known.push((kind, work.clone()));
-                    work
-                })
-                .collect();
-            let split = assemble(job, stage, &works, input);
-            input = split.chunk.output;
-            split
-        })
-        .collect()
+    split_as(job, lowered, &|_| None)
 }
 
-fn assemble(job: &Job, stage: &Stage, works: &[UnitWork], input: Bytes) -> SplitStage {
+/// Splits every stage. `form` gives the form of a kind of unit (see [`alike`]) where it is not the plain one.
+pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Unit) -> Option<&'a UnitForm>) -> Vec<SplitStage> {
+    let mut known: BTreeMap<Unit, (UnitWork, UnitForm)> = BTreeMap::new();
+    for unit in lowered.stages.iter().flat_map(|stage| &stage.units) {
+        known.entry(alike(job, *unit)).or_insert_with_key(|&kind| {
+            let work = unit_work(job, kind);
+            let form = form(kind).cloned().unwrap_or_else(|| UnitForm::plain(&work));
+            (work, form)
+        });
+    }
+    let mut input = Bytes::ZERO;
+    let stage = |stage: &Stage| {
+        let units: Vec<&(UnitWork, UnitForm)> = stage.units.iter().map(|&unit| &known[&alike(job, unit)]).collect();
+        let split = assemble(job, stage, &units, input);
+        input = split.chunk.output;
+        split
+    };
+    lowered.stages.iter().map(stage).collect()
+}
+
+fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: Bytes) -> SplitStage {
     let mut chunk = Chunk {
         f: Vec::new(),
         i: Vec::new(),
@@ -56,44 +59,56 @@ fn assemble(job: &Job, stage: &Stage, works: &[UnitWork], input: Bytes) -> Split
         exchange_buffer: Bytes::ZERO,
     };
     let mut parameters = UnitParameters::default();
-    for (unit, work) in (0..).zip(works) {
-        append(&mut chunk.f, Phase::F, unit, work);
+    let mut made = Vec::new();
+    for (unit, (work, form)) in (0..).zip(units) {
+        append(&mut chunk.f, Phase::F, unit, &form.f, &mut made);
         add_held(&mut chunk.held, &work.held);
         chunk.exchange_buffer = chunk.exchange_buffer.max(work.exchange_buffer);
         parameters.shared += work.parameters.shared;
         parameters.expert += work.parameters.expert;
     }
-    for (unit, work) in (0..works.len() as u32).zip(works).rev() {
-        append(&mut chunk.i, Phase::I, unit, work);
-        append(&mut chunk.w, Phase::W, unit, work);
+    made.clear();
+    // Where each unit's I begins.
+    let mut begins = vec![0; units.len()];
+    for (unit, (_, form)) in (0..units.len() as u32).zip(units).rev() {
+        begins[unit as usize] = chunk.i.len() as u32;
+        append(&mut chunk.i, Phase::I, unit, &form.i, &mut made);
+    }
+    for (unit, (work, form)) in (0..units.len() as u32).zip(units).rev() {
+        for (at, op) in form.w.iter().enumerate() {
+            let needs = match op.needs.is_empty() {
+                true => made.clone(),
+                false => op.needs.iter().map(|need| begins[unit as usize] + need).collect(),
+            };
+            // What a component hands on is let go by the last op of its W.
+            let last = form.w[at + 1..].iter().all(|other| other.component != op.component);
+            let handed = work.held.i_to_w.get(&op.component).copied().filter(|_| last).unwrap_or_default();
+            chunk.w.push(op_of(op, Phase::W, unit, needs, handed));
+        }
     }
     SplitStage { chunk, parameters }
 }
 
-/// Adds a unit's ops of one phase. In F and I each op needs the one before it; weight gradients are independent.
-fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, work: &UnitWork) {
-    let from: &[UnitOp] = match phase {
-        Phase::F => &work.f,
-        Phase::I => &work.i,
-        Phase::W => &work.w,
-    };
-    for op in from {
-        let needs = if phase != Phase::W && !ops.is_empty() { vec![ops.len() as u32 - 1] } else { Vec::new() };
-        let handed = match phase {
-            Phase::W => work.held.i_to_w.get(&op.component).copied().unwrap_or_default(),
-            _ => Bytes::ZERO,
-        };
-        ops.push(Op {
-            component: op.component,
-            phase,
-            unit,
-            step: Step::Main,
-            tokens: Tokens::ALL,
-            work: op.work.clone(),
-            needs,
-            handed,
-        });
+/// Adds a unit's ops of F or I. `made`: the ops that made what comes into the unit, then those that make what goes out.
+fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, form: &[FormOp], made: &mut Vec<u32>) {
+    if form.is_empty() {
+        return;
     }
+    let first = ops.len() as u32;
+    for op in form {
+        let needs = match op.reads_input() {
+            true => made.clone(),
+            false => op.needs.iter().map(|need| first + need).collect(),
+        };
+        ops.push(op_of(op, phase, unit, needs, Bytes::ZERO));
+    }
+    let read = |at: u32| form.iter().any(|op| op.needs.contains(&at));
+    *made = (0..form.len() as u32).filter(|&at| !read(at)).map(|at| first + at).collect();
+}
+
+fn op_of(op: &FormOp, phase: Phase, unit: u32, needs: Vec<u32>, handed: Bytes) -> Op {
+    let FormOp { component, step, tokens, ref work, .. } = *op;
+    Op { component, phase, unit, step, tokens, work: work.clone(), needs, handed }
 }
 
 /// Time of a chunk's computation and of its communication, F, I and W together, each with the SMs that it gets.

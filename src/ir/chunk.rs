@@ -7,15 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::{Component, Op};
 use crate::units::Bytes;
 
-/// One stage's work for one micro-batch, as operations. F, I and W are separate DAGs; I starts when its F has ended, W
-/// ops may start when the I op of the same component and unit has ended.
+/// One stage's work for one micro-batch, as operations. F, I and W are separate DAGs; I starts when its F has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
     /// Forward, in model order.
     pub f: Vec<Op>,
     /// Backward for the input, in reverse model order.
     pub i: Vec<Op>,
-    /// Weight gradients, in the order of `i`. Independent of each other.
+    /// Weight gradients, in the order of `i`. Independent of each other: their `needs` are ops of `i`.
     pub w: Vec<Op>,
     /// Memory that the chunk holds.
     pub held: Held,

@@ -88,7 +88,7 @@ pub struct Op {
     pub tokens: Tokens,
     /// What it does.
     pub work: Work,
-    /// Ops of the same chunk (by index) whose results it reads.
+    /// Ops (by index) whose results it reads: of the same list, or, for an op of W, of I.
     pub needs: Vec<u32>,
     /// Of a W op: bytes that I hands to it (its share of `held.i_to_w`); else zero.
     pub handed: Bytes,
