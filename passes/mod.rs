@@ -20,7 +20,7 @@ use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
 use crate::units::Nanos;
-use overlap::Budget;
+use overlap::{Budget, StageForms};
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +97,8 @@ fn inside_chunks_with(job: &Job, machine: &Machine, budget: Budget) -> Result<Ch
         order: job.training.overlap,
         pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
-    let overlapped = overlap::overlap(&split, &lowered.layout, machine, options);
+    let forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
+    let overlapped = overlap::overlap(&forms, &lowered.layout, machine, options);
     Ok(Chunks { machine: machine.clone(), lowered, split, overlapped, budget })
 }
 

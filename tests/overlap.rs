@@ -7,9 +7,7 @@ use dualweave::ir::{
 };
 use dualweave::job::training::PairOrder;
 use dualweave::machine::{LinkModel, Machine};
-use dualweave::passes::overlap::{Budget, Options, overlap};
-use dualweave::passes::split::SplitStage;
-use dualweave::passes::unit_work::UnitParameters;
+use dualweave::passes::overlap::{Budget, Options, StageForms, overlap};
 use dualweave::sim::time_program;
 use dualweave::units::{Bytes, Flops, Nanos};
 use proptest::prelude::*;
@@ -75,7 +73,7 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
 
 /// The program of F. Units number the ops, so the program's say which op is which.
 fn program(chunk: &Chunk) -> Program {
-    let stage = SplitStage { chunk: chunk.clone(), parameters: UnitParameters::default() };
+    let stage = StageForms::plain(chunk.clone());
     let layout = Layout::new(Placement::Linear, 1, 1, 1);
     let options = Options { budget: Budget::fixed(COMM_SMS), order: PairOrder::Search, pairs: false };
     let overlapped = overlap(&[stage], &layout, &machine(), options);

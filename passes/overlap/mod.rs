@@ -22,7 +22,6 @@ use crate::ir::{
 };
 use crate::job::training::PairOrder;
 use crate::machine::Machine;
-use crate::passes::split::SplitStage;
 use crate::sim::time_program;
 use crate::units::{Bytes, Nanos};
 
@@ -63,20 +62,40 @@ pub struct StagePrograms {
     pub w: u32,
 }
 
-/// Orders all programs.
-pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
+/// A stage in every form that its programs may have. They differ in their ops, not in what is held between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageForms {
+    /// One op for each part of the work.
+    pub plain: Chunk,
+    /// What `rewrite` made of it. Two stages of one job have as many, each the counterpart of the other's.
+    pub rewritten: Vec<Chunk>,
+}
+
+impl StageForms {
+    /// Of a stage that only has its plain form.
+    pub fn plain(chunk: Chunk) -> Self {
+        Self { plain: chunk, rewritten: Vec::new() }
+    }
+
+    fn get(&self, form: usize) -> Option<&Chunk> {
+        match form.checked_sub(1) {
+            None => Some(&self.plain),
+            Some(rewritten) => self.rewritten.get(rewritten),
+        }
+    }
+}
+
+/// Orders all programs. Where the order is searched for, each program also has the form in which it is shortest.
+pub fn overlap(stages: &[StageForms], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
     let pairs_wanted = options.pairs;
     let mut made = Programs { machine, options, programs: Vec::new(), durations: Vec::new(), known: BTreeMap::new() };
     let stage_programs = stages
         .iter()
-        .map(|stage| {
-            let chunk = &stage.chunk;
-            StagePrograms {
-                f: made.add(ProgramKind::F, Some(chunk), None),
-                b: made.add(ProgramKind::B, None, Some(chunk)),
-                i: made.add(ProgramKind::I, None, Some(chunk)),
-                w: made.add(ProgramKind::W, None, Some(chunk)),
-            }
+        .map(|stage| StagePrograms {
+            f: made.add(ProgramKind::F, Some(stage), None),
+            b: made.add(ProgramKind::B, None, Some(stage)),
+            i: made.add(ProgramKind::I, None, Some(stage)),
+            w: made.add(ProgramKind::W, None, Some(stage)),
         })
         .collect();
     let mut pairs = BTreeMap::new();
@@ -85,7 +104,7 @@ pub fn overlap(stages: &[SplitStage], layout: &Layout, machine: &Machine, option
             let held = layout.stages_of(rank);
             for (&f, &b) in held.iter().flat_map(|f| held.iter().map(move |b| (f, b))) {
                 if f != b && !pairs.contains_key(&(f, b)) {
-                    let (forward, backward) = (&stages[f as usize].chunk, &stages[b as usize].chunk);
+                    let (forward, backward) = (&stages[f as usize], &stages[b as usize]);
                     pairs.insert((f, b), made.add(ProgramKind::FB, Some(forward), Some(backward)));
                 }
             }
@@ -127,19 +146,42 @@ struct Programs<'a> {
 }
 
 impl Programs<'_> {
-    fn add(&mut self, kind: ProgramKind, forward: Option<&Chunk>, backward: Option<&Chunk>) -> u32 {
-        let ops = dependencies(kind, forward, backward);
-        let order = orders::arrange(kind, &ops, self.machine, &self.options.budget, self.options.order);
-        let bound = bound::bound(&ops, self.machine, &self.options.budget);
-        let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
+    /// The program of a forward, a backward, or both, in the form in which it is shortest; its number.
+    fn add(&mut self, kind: ProgramKind, forward: Option<&StageForms>, backward: Option<&StageForms>) -> u32 {
+        let sides = [forward, backward].into_iter().flatten();
+        let rewritten = sides.map(|stage| stage.rewritten.len()).max().unwrap_or(0);
+        let forms = if self.options.order == PairOrder::Search { rewritten } else { 0 };
+        let in_form = |stage: Option<&'_ StageForms>, form: usize| {
+            stage.map(|stage| stage.get(form).unwrap_or(&stage.plain).clone())
+        };
+        let mut best = self.arrange(kind, in_form(forward, 0), in_form(backward, 0));
+        let mut bound = best.1.bound;
+        for form in 1..=forms {
+            let other = self.arrange(kind, in_form(forward, form), in_form(backward, form));
+            bound = bound.min(other.1.bound);
+            // Of equals the first: the plain one.
+            if other.0 < best.0 {
+                best = other;
+            }
+        }
+        let (time, program) = (best.0, Program { bound, ..best.1 });
         if let Some(&index) = self.known.get(&program) {
             return index;
         }
         let index = self.programs.len() as u32;
-        self.durations.push(time_program(&program, self.machine).total);
+        self.durations.push(time);
         self.known.insert(program.clone(), index);
         self.programs.push(program);
         index
+    }
+
+    fn arrange(&self, kind: ProgramKind, forward: Option<Chunk>, backward: Option<Chunk>) -> (Nanos, Program) {
+        let Options { budget, order, .. } = &self.options;
+        let ops = dependencies(kind, forward.as_ref(), backward.as_ref());
+        let bound = bound::bound(&ops, self.machine, budget);
+        let order = orders::arrange(kind, &ops, self.machine, budget, *order);
+        let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
+        (time_program(&program, self.machine).total, program)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::ir::{Component, Phase, Stream};
+use crate::ir::{Component, Phase, Step, Stream};
 use crate::passes::overlap::cyclic::{CyclicOp, CyclicProblem, CyclicSchedule};
 use crate::units::Nanos;
 
@@ -22,7 +22,18 @@ pub fn name(op: &CyclicOp) -> String {
         (Phase::I, Stream::Compute) => "I",
         (Phase::W, _) => "W",
     };
-    format!("{component}({phase})")
+    let step = match op.step {
+        Step::Main => "",
+        Step::Shared => " shared",
+        Step::Again => " again",
+        Step::Quantise => " quantise",
+        Step::Pack => " pack",
+    };
+    let tokens = match op.tokens.is_all() {
+        true => String::new(),
+        false => format!(" {}/{}", u64::from(op.tokens.part) + 1, op.tokens.parts),
+    };
+    format!("{component}({phase}){step}{tokens}")
 }
 
 /// The ops (by index) in the order in which one period launches them.

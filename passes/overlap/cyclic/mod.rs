@@ -6,19 +6,18 @@
 
 #[cfg(test)]
 mod ilp;
+mod layer;
 mod period;
 mod search;
 mod slowed;
 #[cfg(test)]
 mod tests;
 
+pub use layer::middle_layer;
 pub use period::{Edge, Timing, period};
 pub use search::{Limits, search};
 
-use crate::ir::{Component, Phase, Stream, Unit, Work};
-use crate::job::Job;
-use crate::machine::Machine;
-use crate::passes::unit_work::{UnitOp, unit_work};
+use crate::ir::{Component, Phase, Step, Stream, Tokens};
 use crate::units::Nanos;
 
 /// An op of the repeated layer pair.
@@ -28,6 +27,10 @@ pub struct CyclicOp {
     pub component: Component,
     /// F belongs to one micro-batch, I and W to the other.
     pub phase: Phase,
+    /// Which part of the component's work.
+    pub step: Step,
+    /// On which tokens.
+    pub tokens: Tokens,
     /// The engine that it occupies.
     pub engine: Stream,
     /// For how long.
@@ -52,7 +55,8 @@ pub struct CyclicProblem {
     pub ops: Vec<CyclicOp>,
     /// What they read of each other.
     pub needs: Vec<Need>,
-    /// Repetitions by which a weight gradient may fall behind its input gradient: what it reads is kept so long.
+    /// Repetitions by which a weight gradient may fall behind its input gradient, and what is computed again may run ahead of
+    /// its reader: what is read is kept so long.
     pub weight_delay: i64,
     /// By op and other op, of the other engine: the duration of the one with the other beside it all the time. Empty if
     /// nothing slows anything.
@@ -115,43 +119,11 @@ impl CyclicProblem {
         problem
     }
 
-    /// The pair of a job's middle layer with experts: its ops' durations with `communication_sms` for exchanges and the other
-    /// SMs for computation. `None` if no layer has experts. Exchanges among tensor-parallel GPUs count with their component.
-    pub fn of_job(job: &Job, machine: &Machine, communication_sms: u32) -> Option<Self> {
-        let with_experts: Vec<u32> = (0..job.model.layers).filter(|&layer| job.model.is_moe(layer)).collect();
-        let layer = with_experts.get(with_experts.len() / 2)?;
-        let work = unit_work(job, Unit::Moe(*layer));
-        let sms = |work: &Work| if work.is_exchange() { communication_sms } else { machine.sms - communication_sms };
-        let works = |component: Component, phase: Phase| {
-            let ops: &[UnitOp] = match phase {
-                Phase::F => &work.f,
-                Phase::I => &work.i,
-                Phase::W => &work.w,
-            };
-            ops.iter().filter(move |op| op.component == component).map(|op| &op.work)
-        };
-        let mut problem = Self::layer_pair(|component, phase| {
-            works(component, phase).map(|work| machine.duration(work, sms(work))).sum()
-        });
-        let of = |op: &CyclicOp| works(op.component, op.phase);
-        // Beside another op, an op's works each take as long as beside that one's first work of the other engine.
-        let beside = |op: &CyclicOp, other: &CyclicOp| -> Nanos {
-            let time = |work: &Work| match of(other).find(|there| there.is_exchange() != work.is_exchange()) {
-                Some(there) => machine.duration_beside(work, sms(work), there, sms(there)),
-                None => machine.duration(work, sms(work)),
-            };
-            of(op).map(time).sum()
-        };
-        let rows = problem.ops.iter().map(|op| problem.ops.iter().map(|other| beside(op, other)).collect());
-        problem.beside = rows.collect();
-        Some(problem)
-    }
-
     fn add(&mut self, component: Component, phase: Phase, duration: Nanos) {
         let exchange = matches!(component, Component::Dispatch | Component::Combine);
         let engine = if exchange { Stream::Comm } else { Stream::Compute };
         if duration > Nanos::ZERO {
-            self.ops.push(CyclicOp { component, phase, engine, duration });
+            self.ops.push(CyclicOp { component, phase, step: Step::Main, tokens: Tokens::ALL, engine, duration });
         }
     }
 
@@ -160,13 +132,14 @@ impl CyclicProblem {
         self.ops.iter().filter(|op| op.engine == engine).map(|op| op.duration).sum()
     }
 
-    /// Edges of the needs, and of the limit on how far weight gradients fall behind.
+    /// Edges of the needs, and of the limit on how far weight gradients fall behind, and what is computed again runs ahead.
     fn edges(&self) -> Vec<Edge> {
         let mut edges: Vec<Edge> = Vec::new();
         for need in &self.needs {
             let weight = self.ops[need.from].duration.0 as i64;
             edges.push(Edge { from: need.from, to: need.to, weight, distance: need.distance });
-            if self.ops[need.to].phase == Phase::W {
+            let loose = self.ops[need.to].phase == Phase::W || self.ops[need.from].step == Step::Again;
+            if loose {
                 edges.push(Edge { from: need.to, to: need.from, weight: 0, distance: self.weight_delay });
             }
         }
