@@ -1,5 +1,8 @@
 //! Pieces of ops: they are the ops of `unit_work`, make them up, and cost what they should when they are cut further.
 
+#[path = "pieces/exchanges.rs"]
+mod exchanges;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +12,11 @@ use dualweave::job::model::Dtype;
 use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, hf, load};
 use dualweave::machine::Machine;
-use dualweave::passes::unit_work::pieces::{Carrier, ExchangeForm, Payload, Piece, Route, held, work};
-use dualweave::passes::unit_work::routing::flat_copies;
+use dualweave::passes::unit_work::pieces::{Piece, exchange_buffer, handed, held, work};
 use dualweave::passes::unit_work::{Again, UnitOp, unit_work, units};
 use dualweave::units::{Bytes, Flops};
+
+use exchanges::{FLAT, sent};
 
 const NOTHING: Recompute = Recompute { norms: false, mla_up: false, swiglu: false };
 const EVERYTHING: Recompute = Recompute { norms: true, mla_up: true, swiglu: true };
@@ -117,6 +121,15 @@ fn whole_pieces_are_the_ops_of_a_unit() {
                 assert!(ops.eq(&pieces), "{name}, {unit}, {phase:?}");
             }
             assert_eq!(held(job, unit, Again::of(job)), whole.held, "{name}, {unit}");
+            let whole_pieces = || COMPONENTS.iter().flat_map(|c| PHASES.map(|p| Piece::whole(*c, p)));
+            if job.training.tp == 1 {
+                let buffers = whole_pieces().map(|piece| exchange_buffer(job, unit, &piece));
+                assert_eq!(buffers.max(), Some(whole.exchange_buffer), "{name}, {unit}");
+            }
+            for piece in whole_pieces() {
+                let all = whole.held.i_to_w.get(&piece.component).copied().filter(|_| piece.phase == Phase::W);
+                assert_eq!(handed(job, unit, Again::of(job), &piece), all.unwrap_or_default(), "{name}, {unit}");
+            }
         }
         for end in [Unit::Embedding, Unit::Head] {
             assert_eq!(as_given(job, end, Piece::whole(Component::Head, Phase::F)), None);
@@ -194,7 +207,12 @@ fn recomputation_is_the_callers_choice() {
     assert_eq!(held(&job, unit, Again::default()), unit_work(&keeping, unit).held);
 
     // One component's choice changes nothing of the other's.
-    let half = held(&job, unit, Again { attention: NOTHING, mlp: EVERYTHING });
+    let half = Again { attention: NOTHING, mlp: EVERYTHING };
+    for (component, like) in [(Component::Attention, &keeping), (Component::Mlp, &job)] {
+        let piece = Piece::whole(component, Phase::I);
+        assert_eq!(work(&job, unit, half, &piece), as_given(like, unit, piece), "{component:?}");
+    }
+    let half = held(&job, unit, half);
     let (kept, made) = (unit_work(&keeping, unit).held, unit_work(&job, unit).held);
     for (half, (kept, made)) in [
         (&half.f_to_i, (&kept.f_to_i, &made.f_to_i)),
@@ -262,15 +280,6 @@ fn parts_of_the_tokens_do_the_work_of_all_and_pay_for_the_weights_each() {
     }
 }
 
-/// Bytes over NVLink, and over the network.
-fn sent(work: &Work) -> (u64, u64) {
-    match work {
-        Work::Exchange { nvlink, network } => (nvlink.0, network.0),
-        Work::Copy { nvlink } => (nvlink.0, 0),
-        Work::Compute(_) => panic!("an exchange wanted"),
-    }
-}
-
 /// The routed experts of DeepSeek-V3 on one of 64 GPUs: 4 experts, 8 · 4096 rows of 7168, 2 · 2048 between.
 #[test]
 fn products_of_half_the_tokens_by_hand() {
@@ -294,6 +303,26 @@ fn products_of_half_the_tokens_by_hand() {
     let machine = Machine::new(&job.cluster, None);
     let rate = |parts| machine.rate(gate_up(part(w, 0, parts)).rate).expect("a product has a rate");
     assert!(rate(1) > rate(2) && rate(2) > rate(4));
+}
+
+/// What the shared expert's I hands to its W, and that shares add up.
+#[test]
+fn pieces_of_a_weight_gradient_share_what_is_handed_to_it() {
+    let job = example("deepseek-v3");
+    let unit = moe_unit(&job);
+    let whole = Piece::whole(Component::Mlp, Phase::W);
+    let of = |piece: Piece| handed(&job, unit, Again::of(&job), &piece).0;
+    let [rest, shared] = [Piece { without_shared: true, ..whole }, Piece { step: Step::Shared, ..whole }];
+    // Activation made again, gradients of gate and up, gradients of the output: 4096 tokens, 2048 wide.
+    assert_eq!(of(shared), Dtype::Fp8.bytes(4096 * (3 * 2048 + 7168)));
+    assert_eq!(of(rest) + of(shared), of(whole));
+    for piece in [whole, rest, shared] {
+        for parts in [2, 4, 64] {
+            assert_eq!((0..parts).map(|at| of(part(piece, at, parts))).sum::<u64>(), of(piece), "{piece:?}");
+        }
+    }
+    assert_eq!(of(Piece { phase: Phase::I, ..whole }), 0);
+    assert_eq!(of(part(whole, 0, 3)), 0, "no such piece");
 }
 
 #[test]
@@ -324,107 +353,6 @@ fn a_part_smaller_than_the_number_of_experts_takes_finite_time() {
     let piece = part(Piece::whole(Component::Mlp, Phase::W), 0, 16);
     let work = as_given(&job, moe_unit(&job), piece).expect("4 tokens are a part of 64");
     assert!(machine.duration(&work, machine.sms).secs() < 1.0);
-}
-
-const FLAT: ExchangeForm = ExchangeForm { route: Route::Flat, payload: Payload::AsGiven, carrier: Carrier::Sms };
-const FP8: ExchangeForm = ExchangeForm { route: Route::TwoHop, payload: Payload::Fp8, carrier: Carrier::Sms };
-const COPY: ExchangeForm =
-    ExchangeForm { route: Route::TwoHop, payload: Payload::AsGiven, carrier: Carrier::CopyEngine };
-/// Exchanges towards the experts, then those that come back.
-const EXCHANGES: [(Component, Phase); 4] = [
-    (Component::Dispatch, Phase::F),
-    (Component::Combine, Phase::I),
-    (Component::Combine, Phase::F),
-    (Component::Dispatch, Phase::I),
-];
-
-fn in_form((component, phase): (Component, Phase), step: Step, exchange: ExchangeForm) -> Piece {
-    Piece { step, exchange, ..Piece::whole(component, phase) }
-}
-
-#[test]
-fn a_flat_exchange_sends_more_over_the_network() {
-    let job = example("deepseek-v3");
-    let (unit, moe) = (moe_unit(&job), job.model.moe.as_ref().expect("experts"));
-    let copies = flat_copies(moe, 64, 8);
-    for (at, exchange) in EXCHANGES.into_iter().enumerate() {
-        // FP8 with a scale for each 128 values to the experts, bf16 back.
-        let token = if at < 2 { 7168.0 + 4.0 * 56.0 } else { 2.0 * 7168.0 };
-        let bytes = |copies: f64| (4096.0 * copies * token).round() as u64;
-        let flat = as_given(&job, unit, in_form(exchange, Step::Main, FLAT)).expect("an exchange");
-        assert_eq!(sent(&flat), (bytes(copies.nvlink), bytes(copies.network)), "{exchange:?}");
-        let two_hop = sent(&as_given(&job, unit, in_form(exchange, Step::Main, ExchangeForm::default())).expect("it"));
-        assert!(sent(&flat).1 > two_hop.1 && sent(&flat).0 < two_hop.0, "{exchange:?}");
-    }
-}
-
-#[test]
-fn an_fp8_payload_wants_another_format_and_a_gpu_that_has_it() {
-    let mut job = example("deepseek-v3");
-    let unit = moe_unit(&job);
-    for exchange in EXCHANGES {
-        let main = |job: &Job, form| as_given(job, unit, in_form(exchange, Step::Main, form));
-        let quantise = |job: &Job| as_given(job, unit, in_form(exchange, Step::Quantise, FP8));
-        // DeepSeek sends FP8 to the experts, and bf16 back.
-        job.model.precision.dispatch = Dtype::Fp8;
-        let towards = exchange == EXCHANGES[0] || exchange == EXCHANGES[1];
-        assert_eq!(main(&job, FP8).is_some(), !towards, "{exchange:?}");
-        assert_eq!(quantise(&job).is_some(), !towards, "{exchange:?}");
-
-        job.model.precision.dispatch = Dtype::Bf16;
-        let (given, fp8) = (main(&job, ExchangeForm::default()).expect("it"), main(&job, FP8).expect("it"));
-        let share = |fp8: u64, given: u64| fp8 as f64 / given as f64 - 7392.0 / 14336.0;
-        assert!(share(sent(&fp8).0, sent(&given).0).abs() < 1e-6 && share(sent(&fp8).1, sent(&given).1).abs() < 1e-6);
-
-        // Tokens are quantised once each; what comes back, once for each of the GPUs that it goes to.
-        let copies = flat_copies(job.model.moe.as_ref().expect("experts"), 64, 8);
-        let rows = if towards { 4096.0 } else { 4096.0 * (copies.nvlink + copies.network) };
-        let [kernel] = kernels(&quantise(&job))[..] else { panic!("one kernel wanted") };
-        assert_eq!((kernel.rate, kernel.launches), (Rate::Memory, 1));
-        assert!((kernel.bytes.as_f64() - rows * (14336.0 + 7392.0)).abs() <= 1.0, "{exchange:?}");
-
-        let mut older = job.clone();
-        older.cluster.gpu.fp8_tflops = None;
-        assert_eq!((main(&older, FP8), quantise(&older)), (None, None));
-    }
-}
-
-#[test]
-fn a_copy_engine_stays_within_the_node() {
-    let mut job = example("deepseek-v3");
-    let unit = moe_unit(&job);
-    for exchange in EXCHANGES {
-        let of = |job: &Job, step, form| as_given(job, unit, in_form(exchange, step, form));
-        job.training.ep = 64;
-        assert_eq!((of(&job, Step::Main, COPY), of(&job, Step::Pack, COPY)), (None, None), "{exchange:?}");
-
-        job.training.ep = 8;
-        let kernel = sent(&of(&job, Step::Main, ExchangeForm::default()).expect("it"));
-        assert_eq!(kernel.1, 0);
-        assert_eq!(of(&job, Step::Main, COPY), Some(Work::Copy { nvlink: Bytes(kernel.0) }));
-        assert_eq!(of(&job, Step::Main, FLAT), of(&job, Step::Main, ExchangeForm::default()), "one node, one way");
-        // What is sent is read and written; what comes back is added up as well: read, and the sums read and written.
-        let bytes: Vec<u64> = kernels(&of(&job, Step::Pack, COPY)).iter().map(|kernel| kernel.bytes.0).collect();
-        let towards = exchange == EXCHANGES[0] || exchange == EXCHANGES[1];
-        let mut wanted = if towards { vec![] } else { vec![kernel.0 + 2 * 2 * 4096 * 7168] };
-        wanted.push(2 * kernel.0);
-        wanted.sort_unstable();
-        assert_eq!(bytes, wanted, "{exchange:?}");
-
-        // Packing FP8 moves fewer bytes.
-        job.model.precision.dispatch = Dtype::Bf16;
-        let both = ExchangeForm { payload: Payload::Fp8, ..COPY };
-        let packed = |form| kernels(&of(&job, Step::Pack, form)).iter().map(|kernel| kernel.bytes.0).sum::<u64>();
-        assert!(packed(both) < packed(COPY));
-        job.model.precision.dispatch = Dtype::Fp8;
-
-        job.training.ep = 1;
-        for step in [Step::Main, Step::Quantise, Step::Pack] {
-            for form in [ExchangeForm::default(), FLAT, FP8, COPY] {
-                assert_eq!(of(&job, step, form), None, "all experts are here");
-            }
-        }
-    }
 }
 
 #[test]

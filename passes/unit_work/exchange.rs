@@ -70,6 +70,27 @@ pub(super) fn exchange(
     }
 }
 
+/// Sent and received together in an exchange: what is staged to be sent, over the network or packed for a copy engine, and
+/// one copy per token and GPU that arrives, at most one per expert of a token. `None` as [`exchange`].
+pub(super) fn buffer(
+    job: &Job,
+    moe: &Moe,
+    sizes: &Sizes,
+    (component, phase): (Component, Phase),
+    form: ExchangeForm,
+) -> Option<Bytes> {
+    exchange(job, moe, sizes, (component, phase), form)?;
+    let dtype = payload(job, direction(component, phase)?, form.payload)?;
+    let copies = sent_copies(job, moe, form.route)?;
+    let staged = match form.carrier {
+        Carrier::Sms => copies.network,
+        Carrier::CopyEngine => copies.nvlink,
+    };
+    let staged = (sizes.local_tokens as f64 * staged).ceil() as u64;
+    let rows = sizes.local_tokens.saturating_mul(u64::from(moe.top_k));
+    Some(Bytes(dtype.bytes(sizes.hidden).saturating_mul(staged.saturating_add(rows))))
+}
+
 /// Quantises what an exchange will send in FP8: reads it in bf16, in which kernels leave their results, and writes it with
 /// its scales. Towards the experts that is each token once, however many copies go out. Back from them it is what this
 /// GPU's experts made for tokens of other GPUs, once per token; it is as much as a flat exchange sends. Whoever receives
@@ -153,16 +174,4 @@ fn sent_copies(job: &Job, moe: &Moe, route: Route) -> Option<Copies> {
 /// Bytes of so many copies of every token of this GPU.
 fn sent(sizes: &Sizes, copies: f64, dtype: Dtype) -> Bytes {
     Bytes((sizes.local_tokens as f64 * copies * dtype.bytes(sizes.hidden) as f64).round() as u64)
-}
-
-/// Sent and received together, for the larger of the two payloads: what is sent over the network (once per node), and
-/// one copy per token and GPU that arrives, `rows` in all.
-pub(super) fn buffer(job: &Job, moe: &Moe, sizes: &Sizes, rows: u64) -> Bytes {
-    let Some(Copies { network, .. }) = sent_copies(job, moe, Route::TwoHop) else {
-        return Bytes::ZERO;
-    };
-    let precision = &job.model.precision;
-    let token = precision.dispatch.bytes(sizes.hidden).max(precision.combine.bytes(sizes.hidden));
-    let staged = (sizes.local_tokens as f64 * network).ceil() as u64;
-    Bytes(token.saturating_mul(staged.saturating_add(rows)))
 }

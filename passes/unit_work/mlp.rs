@@ -66,39 +66,64 @@ pub(super) fn experts(job: &Job, moe: &Moe, recompute: Recompute) -> Part {
     let products = job.model.precision.products;
     let routed = job.model.expert_shape(moe);
     let rows = routed_rows(moe, &sizes);
-    let (mut shared_rows, mut shared_inner, mut shared) = (0, 0, 0);
-    if moe.shared_width > 0 {
-        let shape = job.model.shared_shape(moe);
-        shared_rows = sizes.local_tokens;
-        shared_inner = sizes.local_tokens * shape.width();
-        shared = swiglu_parameters(&shape, 1);
-    }
+    let shared = shared_sizes(job, moe, &sizes);
 
-    let inner = rows.saturating_mul(routed.width()).saturating_add(shared_inner);
+    let inner = rows.saturating_mul(routed.width()).saturating_add(shared.inner);
     // Inputs of the routed experts arrive by dispatch and are kept as they came.
     let arrived = products.bytes(rows.saturating_mul(sizes.hidden));
-    let sent = rows.saturating_add(shared_rows);
+    let sent = rows.saturating_add(shared.rows);
     let held = HeldSwiglu::new(products, inner, [0, arrived, 0], recompute.swiglu)
         .and_gradients(products.bytes(2 * inner) + products.bytes(sent.saturating_mul(sizes.hidden)))
         .held(0);
 
     let Kernels { f, i, w } = expert_kernels(job, moe, &sizes, recompute);
     let mlp = |entries| Some(compute_all(Component::Mlp, entries));
+    let form = ExchangeForm::default();
     let exchange = |component, phase| {
-        exchange::exchange(job, moe, &sizes, (component, phase), ExchangeForm::default())
-            .map(|work| UnitOp { component, work })
+        exchange::exchange(job, moe, &sizes, (component, phase), form).map(|work| UnitOp { component, work })
     };
     let (dispatch, combine) = (Component::Dispatch, Component::Combine);
+    let buffers = [dispatch, combine].map(|component| exchange::buffer(job, moe, &sizes, (component, Phase::F), form));
     Part {
         f: [exchange(dispatch, Phase::F), mlp(f), exchange(combine, Phase::F)].into_iter().flatten().collect(),
         i: [exchange(combine, Phase::I), mlp(i), exchange(dispatch, Phase::I)].into_iter().flatten().collect(),
         w: mlp(w).into_iter().collect(),
         rest: Rest {
             held,
-            exchange_buffer: exchange::buffer(job, moe, &sizes, rows),
-            parameters: UnitParameters { shared, expert: local_experts(job, moe) * routed.parameters() },
+            // Backwards the same two payloads go the other way round.
+            exchange_buffer: buffers.into_iter().flatten().max().unwrap_or_default(),
+            parameters: UnitParameters {
+                shared: shared.parameters,
+                expert: local_experts(job, moe) * routed.parameters(),
+            },
         },
     }
+}
+
+/// Bytes of `held.i_to_w` that are the shared expert's: its output gradients and, if made again, its inner activation.
+pub(super) fn handed_by_shared(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> u64 {
+    let products = job.model.precision.products;
+    let shared = shared_sizes(job, moe, sizes);
+    let gradients = products.bytes(2 * shared.inner) + products.bytes(shared.rows.saturating_mul(sizes.hidden));
+    HeldSwiglu::new(products, shared.inner, [0; 3], recompute.swiglu).and_gradients(gradients).from_i
+}
+
+/// The shared expert on one GPU; all zero if there is none.
+#[derive(Default)]
+struct SharedSizes {
+    rows: u64,
+    /// Values between its projections.
+    inner: u64,
+    parameters: u64,
+}
+
+fn shared_sizes(job: &Job, moe: &Moe, sizes: &Sizes) -> SharedSizes {
+    if moe.shared_width == 0 {
+        return SharedSizes::default();
+    }
+    let shape = job.model.shared_shape(moe);
+    let rows = sizes.local_tokens;
+    SharedSizes { rows, inner: rows * shape.width(), parameters: swiglu_parameters(&shape, 1) }
 }
 
 fn expert_kernels(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> Kernels {

@@ -1,5 +1,6 @@
 //! Analysis: what one unit of the model does on one GPU — its ops in F, I and W, the memory that a micro-batch holds in
-//! it, and its parameters. `lower` balances stages with it, `split` builds chunks from it.
+//! it, and its parameters. `lower` balances stages with it, `split` builds chunks from it. [`pieces`] has the same for finer
+//! ops of a layer.
 //!
 //! Conventions: `t` tokens of a micro-batch; with tensor parallelism each GPU keeps t/tp of them between the layers
 //! (sequence parallelism), and experts are never cut by it. Loads of experts are balanced: every GPU gets the mean.

@@ -10,6 +10,7 @@ use super::kernels::Entry;
 use super::{Again, Layer, Sizes, attention, exchange, mlp, work_with};
 use crate::ir::{Component, Held, Kernel, Phase, Step, Tokens, Unit, Work};
 use crate::job::Job;
+use crate::units::Bytes;
 
 /// An op of a layer, as fine as rewrites make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +92,35 @@ pub fn work(job: &Job, unit: Unit, again: Again, piece: &Piece) -> Option<Work> 
 /// What one micro-batch holds in `unit` where I computes `again` what is given and everything else is kept.
 pub fn held(job: &Job, unit: Unit, again: Again) -> Held {
     work_with(job, unit, again).held
+}
+
+/// Of a W piece: bytes that I hands to it, its share of `held.i_to_w`. The shares of pieces that make up an op add up to the
+/// op's. Zero for every other piece.
+pub fn handed(job: &Job, unit: Unit, again: Again, piece: &Piece) -> Bytes {
+    if piece.phase != Phase::W || work(job, unit, again, piece).is_none() {
+        return Bytes::ZERO;
+    }
+    let all = held(job, unit, again).i_to_w.get(&piece.component).copied().unwrap_or_default().0;
+    let moe = Layer::of(job, unit).and_then(|layer| layer.moe).filter(|_| piece.component == Component::Mlp);
+    let shared = moe.map_or(0, |moe| mlp::handed_by_shared(job, moe, &Sizes::new(job), again.mlp)).min(all);
+    let bytes = match piece.step {
+        Step::Shared => shared,
+        _ if piece.without_shared => all - shared,
+        _ => all,
+    };
+    let Tokens { part, parts } = piece.tokens;
+    let before = |parts_before: u32| u128::from(bytes) * u128::from(parts_before) / u128::from(parts.max(1));
+    Bytes((before(part + 1) - before(part)) as u64)
+}
+
+/// Of an exchange: what is sent and received together, in memory while it runs; for a copy engine from its pack op on. Zero
+/// for every other piece.
+pub fn exchange_buffer(job: &Job, unit: Unit, piece: &Piece) -> Bytes {
+    let buffer = || {
+        let (layer, sizes) = (Layer::of(job, unit)?, sizes(job, piece)?);
+        exchange::buffer(job, layer.moe?, &sizes, (piece.component, piece.phase), piece.exchange)
+    };
+    if piece.step == Step::Main { buffer().unwrap_or_default() } else { Bytes::ZERO }
 }
 
 /// Sizes of a part of the tokens. `None` if they do not divide so.
