@@ -1,8 +1,8 @@
-//! Copies that dispatch sends, against simulated tokens and closed forms.
+//! Copies that dispatch sends, in two hops and flat, against all ways to route a token, simulated tokens and closed forms.
 
 use dualweave::job::model::{Layers, Moe};
 use dualweave::machine::demand::sms_for_links;
-use dualweave::passes::unit_work::routing::{Copies, copies, visits};
+use dualweave::passes::unit_work::routing::{Copies, copies, flat_copies, visits};
 use proptest::prelude::*;
 
 fn moe(experts: u32, top_k: u32, groups: u32, topk_groups: u32) -> Moe {
@@ -49,26 +49,42 @@ impl Random {
     }
 }
 
+/// Copies of a token that goes to these GPUs (ascending, each once): in two hops over the network and NVLink, then flat.
+fn count(gpus: &[u32], sender: u32, per_node: u32) -> [f64; 4] {
+    let elsewhere = |gpu: &&u32| *gpu / per_node != sender / per_node;
+    let mut nodes: Vec<u32> = gpus.iter().map(|gpu| gpu / per_node).collect();
+    nodes.dedup();
+    let network = nodes.iter().filter(|&&node| node != sender / per_node).count();
+    // On each node it arrives at the GPU with the sender's index, and goes on to the others that want it.
+    let nvlink = gpus.iter().filter(|&&gpu| gpu % per_node != sender % per_node).count();
+    let flat_network = gpus.iter().filter(elsewhere).count();
+    let flat_nvlink = gpus.iter().filter(|gpu| !elsewhere(gpu) && **gpu != sender).count();
+    [network, nvlink, flat_network, flat_nvlink].map(|copies| copies as f64)
+}
+
+/// What the library expects, in the order of [`count`].
+fn expected(moe: &Moe, ep: u32, per_node: u32) -> [f64; 4] {
+    let (two_hop, flat) = (copies(moe, ep, per_node), flat_copies(moe, ep, per_node));
+    [two_hop.network, two_hop.nvlink, flat.network, flat.nvlink]
+}
+
+const COUNTED: [&str; 4] = ["network", "nvlink", "network, flat", "nvlink, flat"];
+
 /// Routes tokens one by one and counts their copies: means, and standard errors of the means.
-fn simulate(moe: &Moe, ep: u32, per_node: u32, tokens: u32, seed: u64) -> [(f64, f64); 2] {
+fn simulate(moe: &Moe, ep: u32, per_node: u32, tokens: u32, seed: u64) -> [(f64, f64); 4] {
     let mut random = Random(seed);
     let per_gpu = moe.experts / ep;
     let size = moe.experts / moe.groups;
     let all_groups: Vec<u32> = (0..moe.groups).collect();
-    let mut sums = [[0.0; 2]; 2];
+    let mut sums = [[0.0; 2]; 4];
     for _ in 0..tokens {
         let groups = random.choose(&all_groups, moe.topk_groups);
         let pool: Vec<u32> = groups.iter().flat_map(|group| group * size..(group + 1) * size).collect();
         let mut gpus: Vec<u32> = random.choose(&pool, moe.top_k).iter().map(|expert| expert / per_gpu).collect();
         gpus.sort_unstable();
         gpus.dedup();
-        let mut nodes: Vec<u32> = gpus.iter().map(|gpu| gpu / per_node).collect();
-        nodes.dedup();
         let sender = random.below(ep);
-        let network = nodes.iter().filter(|&&node| node != sender / per_node).count() as f64;
-        // On each node it arrives at the GPU with the sender's index, and goes on to the others that want it.
-        let nvlink = gpus.iter().filter(|&&gpu| gpu % per_node != sender % per_node).count() as f64;
-        for (sum, copies) in sums.iter_mut().zip([network, nvlink]) {
+        for (sum, copies) in sums.iter_mut().zip(count(&gpus, sender, per_node)) {
             sum[0] += copies;
             sum[1] += copies * copies;
         }
@@ -78,6 +94,46 @@ fn simulate(moe: &Moe, ep: u32, per_node: u32, tokens: u32, seed: u64) -> [(f64,
         let mean = sum / count;
         (mean, ((squares / count - mean * mean).max(0.0) / count).sqrt())
     })
+}
+
+/// Means over every choice of groups, of experts in them, and of the sender.
+fn enumerate(moe: &Moe, ep: u32, per_node: u32) -> [f64; 4] {
+    let (per_gpu, size) = (moe.experts / ep, moe.experts / moe.groups);
+    let chosen = |of: u32, count: u32| (0_u32..1 << of).filter(move |set| set.count_ones() == count);
+    let (mut sums, mut ways) = ([0.0; 4], 0.0);
+    for groups in chosen(moe.groups, moe.topk_groups) {
+        let outside = |set: u32| (0..moe.experts).any(|e| set >> e & 1 == 1 && groups >> (e / size) & 1 == 0);
+        for experts in chosen(moe.experts, moe.top_k).filter(|&set| !outside(set)) {
+            let mut gpus: Vec<u32> = (0..moe.experts).filter(|e| experts >> e & 1 == 1).map(|e| e / per_gpu).collect();
+            gpus.dedup();
+            for sender in 0..ep {
+                ways += 1.0;
+                for (sum, copies) in sums.iter_mut().zip(count(&gpus, sender, per_node)) {
+                    *sum += copies;
+                }
+            }
+        }
+    }
+    sums.map(|sum| sum / ways)
+}
+
+#[test]
+fn expectations_are_the_means_over_all_routings() {
+    let cases = [
+        ("two of eight on 2 nodes", moe(8, 2, 1, 1), 4, 2),
+        ("an expert a GPU", moe(12, 3, 1, 1), 12, 4),
+        ("two of four groups", moe(12, 3, 4, 2), 6, 2),
+        ("a group on two nodes", moe(12, 4, 2, 1), 12, 3),
+        ("groups across node borders", moe(12, 3, 6, 3), 6, 3),
+        ("one node", moe(8, 3, 4, 2), 4, 8),
+        ("a GPU a node", moe(8, 3, 4, 2), 4, 1),
+    ];
+    for (name, moe, ep, per_node) in cases {
+        let means = enumerate(&moe, ep, per_node);
+        for ((what, expected), mean) in COUNTED.iter().zip(expected(&moe, ep, per_node)).zip(means) {
+            assert!((expected - mean).abs() < 1e-12, "{name}, {what}: {expected} expected, {mean} counted");
+        }
+    }
 }
 
 #[test]
@@ -97,9 +153,8 @@ fn expectations_are_those_of_simulated_tokens() {
         ("all of a group", moe(16, 4, 4, 1), 16, 4),
     ];
     for (seed, (name, moe, ep, per_node)) in (1..).zip(cases) {
-        let Copies { network, nvlink } = copies(&moe, ep, per_node);
         let simulated = simulate(&moe, ep, per_node, 40_000, seed);
-        for (what, expected, (mean, error)) in [("network", network, simulated[0]), ("nvlink", nvlink, simulated[1])] {
+        for ((what, expected), (mean, error)) in COUNTED.iter().zip(expected(&moe, ep, per_node)).zip(simulated) {
             let off = (mean - expected).abs();
             assert!(off <= 4.0 * error + 1e-9, "{name}, {what}: {expected} expected, {mean} ± {error} simulated");
         }
@@ -150,6 +205,26 @@ proptest! {
         prop_assert!((0.0..=most(moe.top_k)).contains(&nvlink), "{nvlink}");
         if groups % nodes == 0 {
             prop_assert!(network <= most(chosen), "{network}");
+        }
+    }
+
+    /// Two hops never send more over the network than straight copies, nor fewer over NVLink; and straight copies are one
+    /// for each GPU that a token reaches and is not on.
+    #[test]
+    fn two_hops_save_network(groups in 0u32..4, chosen in 1u32..8, size in 0u32..4, k in 1u32..9, gpus in 0u32..6, node in 0u32..4) {
+        let (groups, size, node) = (1 << groups, 1 << size, 1 << node);
+        let chosen = chosen.min(groups);
+        let moe = moe(groups * size, k.min(chosen * size), groups, chosen);
+        let ep = (1 << gpus).min(moe.experts);
+        let [network, nvlink, flat_network, flat_nvlink] = expected(&moe, ep, node);
+        prop_assert!(network <= flat_network + 1e-9, "{network} {flat_network}");
+        prop_assert!(flat_nvlink <= nvlink + 1e-9, "{flat_nvlink} {nvlink}");
+        // On nodes of one GPU every copy goes over the network.
+        let all = expected(&moe, ep, 1)[2];
+        prop_assert!((flat_network + flat_nvlink - all).abs() < 1e-9, "{flat_network} {flat_nvlink} {all}");
+        if ep <= node {
+            prop_assert_eq!([network, flat_network], [0.0, 0.0]);
+            prop_assert_eq!(nvlink, flat_nvlink);
         }
     }
 }

@@ -2,50 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use super::kernels::{self, Product, Setting, compute, local_shape, memory, product, tensor_collective};
-use super::{Part, Rest, Sizes, UnitOp, UnitParameters};
-use crate::ir::{Component, Held, Kernel, Rate, Work};
+use super::kernels::{
+    self, Kernels, Product, Setting, again, compute_all, local_shape, main, memory, product, tensor_collective,
+};
+use super::{Layer, Part, Rest, Sizes, UnitOp, UnitParameters, ends, router};
+use crate::ir::{Component, Held, Kernel, Rate};
 use crate::job::Job;
 use crate::job::arithmetic::{AttentionShape, Cut, Linear};
 use crate::job::model::Dtype;
+use crate::job::training::Recompute;
 use crate::units::{Bytes, Flops};
 
-pub(super) fn attention(job: &Job, layer: u32) -> Part {
+/// The attention ops of a layer: with the projection in front in an MTP module, with the router where there are experts.
+pub(super) fn attention(job: &Job, layer: &Layer, recompute: Recompute) -> Part {
     let sizes = Sizes::new(job);
     let shape = shape(job, &sizes);
-    let setting = setting(job, sizes.tokens);
-    let recompute = job.training.recompute;
-
-    let mut f = vec![norm(&sizes)];
-    let mut i = Vec::new();
-    let mut w = Vec::new();
-    for linear in shape.down.iter().chain(&shape.up) {
-        f.extend(product(linear, setting).f);
-    }
-    f.push(memory(rotate(&shape, &sizes)));
-    f.push(core(job, layer, &shape, &sizes, Rate::AttentionForward));
-    f.extend(product(&shape.output, setting).f);
-
-    // Backwards, in reverse, after what is computed again.
-    if recompute.norms {
-        i.push(norm(&sizes));
-    }
-    if recompute.mla_up {
-        shape.up.iter().for_each(|linear| i.extend(product(linear, setting).f));
-        i.push(memory(rotate(&shape, &sizes)));
-    }
-    let mut backward = |linear: &Linear| {
-        let Product { i: input, w: weight, .. } = product(linear, setting);
-        i.extend(input);
-        w.extend(weight);
-    };
-    backward(&shape.output);
-    let before: Vec<&Linear> = shape.down.iter().chain(&shape.up).rev().collect();
-    // The core stands between the output projection and the others; only the sum of times matters here, not the order.
-    before.into_iter().for_each(&mut backward);
-    i.push(core(job, layer, &shape, &sizes, Rate::AttentionBackward));
-    i.push(memory(rotate(&shape, &sizes)));
-    i.push(norm(&sizes));
+    let Kernels { f, i, w } = kernels(job, layer, &sizes, recompute);
 
     let component = Component::Attention;
     // Sequence parallelism: gather the tokens, compute a share of the heads, reduce back to a share of the tokens. What is
@@ -59,16 +31,68 @@ pub(super) fn attention(job: &Job, layer: u32) -> Part {
         let gather = tensor_collective(component, gathered, sizes.tp);
         gather.into_iter().chain([op]).chain(tensor_collective(component, reduced, sizes.tp)).collect()
     };
-    Part {
-        f: wrap(compute(component, f), gathered, values),
-        i: wrap(compute(component, i), values + stream, gathered),
-        w: vec![compute(component, w)],
-        rest: Rest {
-            held: held(job, &shape, &sizes),
-            exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
-            parameters: UnitParameters { shared: parameters(&shape, &sizes), expert: 0 },
-        },
+    let mut rest = Rest {
+        held: held(job, &shape, &sizes, recompute),
+        exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
+        parameters: UnitParameters { shared: parameters(&shape, &sizes), expert: 0 },
+    };
+    if let Some(moe) = layer.moe {
+        rest.add(router::rest(job, moe, &sizes, recompute));
     }
+    if layer.mtp {
+        rest.add(ends::projection_rest(job, &sizes));
+    }
+    Part {
+        f: wrap(compute_all(component, f), gathered, values),
+        i: wrap(compute_all(component, i), values + stream, gathered),
+        w: vec![compute_all(component, w)],
+        rest,
+    }
+}
+
+/// The kernels of the attention ops. The router runs at the end, so that dispatch is an exchange and nothing else.
+pub(super) fn kernels(job: &Job, layer: &Layer, sizes: &Sizes, recompute: Recompute) -> Kernels {
+    let projection = if layer.mtp { ends::projection_kernels(job, sizes) } else { Kernels::default() };
+    let router = layer.moe.map_or_else(Kernels::default, |moe| router::kernels(job, moe, sizes, recompute));
+    projection.then(own_kernels(job, layer.number, sizes, recompute)).then(router)
+}
+
+fn own_kernels(job: &Job, layer: u32, sizes: &Sizes, recompute: Recompute) -> Kernels {
+    let shape = shape(job, sizes);
+    let setting = setting(job, sizes.tokens);
+
+    let mut f = vec![norm(sizes)];
+    for linear in shape.down.iter().chain(&shape.up) {
+        f.extend(product(linear, setting).f);
+    }
+    f.push(memory(rotate(&shape, sizes)));
+    f.push(core(job, layer, &shape, sizes, Rate::AttentionForward));
+    f.extend(product(&shape.output, setting).f);
+
+    // Backwards, in reverse, after what is computed again.
+    let mut repeated = Vec::new();
+    if recompute.norms {
+        repeated.push(norm(sizes));
+    }
+    if recompute.mla_up {
+        shape.up.iter().for_each(|linear| repeated.extend(product(linear, setting).f));
+        repeated.push(memory(rotate(&shape, sizes)));
+    }
+    let mut i = Vec::new();
+    let mut w = Vec::new();
+    let mut backward = |linear: &Linear| {
+        let Product { i: input, w: weight, .. } = product(linear, setting);
+        i.extend(input);
+        w.extend(weight);
+    };
+    backward(&shape.output);
+    let before: Vec<&Linear> = shape.down.iter().chain(&shape.up).rev().collect();
+    // The core stands between the output projection and the others; only the sum of times matters here, not the order.
+    before.into_iter().for_each(&mut backward);
+    i.push(core(job, layer, &shape, sizes, Rate::AttentionBackward));
+    i.push(memory(rotate(&shape, sizes)));
+    i.push(norm(sizes));
+    Kernels { f: main(f), i: [again(repeated), main(i)].concat(), w: main(w) }
 }
 
 /// The shape of the attention, all GPUs together. Where more of them than there are key/value heads share it, each has a
@@ -103,25 +127,6 @@ pub(super) fn kept_input(sizes: &Sizes, dtype: Dtype, gathered: bool, again: boo
     }
 }
 
-/// An end of an op's list of kernels.
-#[derive(Clone, Copy)]
-pub(super) enum End {
-    Front,
-    Back,
-}
-
-/// Adds kernels to the attention op among `ops`.
-pub(super) fn extend_attention(ops: &mut [UnitOp], kernels: Vec<Kernel>, end: End) {
-    let attention = ops.iter_mut().find(|op| op.component == Component::Attention && !op.work.is_exchange());
-    if let Some(UnitOp { work: Work::Compute(there), .. }) = attention {
-        let at = match end {
-            End::Front => 0,
-            End::Back => there.len(),
-        };
-        there.splice(at..at, kernels);
-    }
-}
-
 /// How the layer's products run on one GPU.
 pub(super) fn setting(job: &Job, rows: u64) -> Setting {
     let precision = &job.model.precision;
@@ -147,7 +152,7 @@ fn rotate(shape: &AttentionShape, sizes: &Sizes) -> u64 {
 
 /// The core's kernel. Backward counts 2.5 times the forward's FLOPs: five products against two.
 fn core(job: &Job, layer: u32, shape: &AttentionShape, sizes: &Sizes, rate: Rate) -> Kernel {
-    let sequences = u64::from(job.training.micro_batch_size);
+    let sequences = sizes.tokens / u64::from(job.training.sequence).max(1);
     let forward = job.model.core_flops(layer, u64::from(job.training.sequence)).saturating_mul(sequences) / sizes.tp;
     let (flops, passes) = match rate {
         Rate::AttentionBackward => (forward.saturating_mul(5) / 2, 2),
@@ -173,9 +178,8 @@ fn core_output(shape: &AttentionShape, sizes: &Sizes) -> u64 {
 /// of the products until W; their output gradients from I to W. The core's output is kept once, in the core's format: I
 /// needs it so, and W quantises it again. Recomputed norms keep no output; recomputed up-projections keep neither q, k, v
 /// nor their normed inputs.
-fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes) -> Held {
+fn held(job: &Job, shape: &AttentionShape, sizes: &Sizes, recompute: Recompute) -> Held {
     let precision = &job.model.precision;
-    let recompute = job.training.recompute;
     let core = precision.attention_core;
     let products = precision.products;
 

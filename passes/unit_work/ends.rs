@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::attention::{End, extend_attention, kept_input, local_values, norm, setting};
-use super::kernels::{compute, local_parameters, memory, product, tensor_collective};
-use super::{Sizes, UnitParameters, UnitWork};
+use super::attention::{kept_input, local_values, norm, setting};
+use super::kernels::{Kernels, compute, local_parameters, main, memory, product, tensor_collective};
+use super::{Rest, Sizes, UnitParameters, UnitWork};
 use crate::ir::{Component, Held};
 use crate::job::Job;
 use crate::job::arithmetic::{Cut, Linear};
@@ -80,26 +80,34 @@ pub(super) fn head(job: &Job) -> UnitWork {
     }
 }
 
-/// Adds an MTP module's input to its layer: the embedding of the next token, two norms, and the projection of both
-/// hidden states to one (DeepSeek-V3 report, section 2.2). They are part of its attention op.
-pub(super) fn add_mtp_projection(job: &Job, work: &mut UnitWork) {
-    let sizes = Sizes::new(job);
+/// The kernels of an MTP module's input, which are part of its attention ops: the embedding of the next token, two norms,
+/// and the projection of both hidden states to one (DeepSeek-V3 report, section 2.2).
+pub(super) fn projection_kernels(job: &Job, sizes: &Sizes) -> Kernels {
+    let kernels = product(&job.model.mtp_projection(), setting(job, sizes.tokens));
+    let norms = [norm(sizes), norm(sizes)];
+    Kernels {
+        f: main(norms.into_iter().chain(kernels.f)),
+        i: main(kernels.i.into_iter().chain(norms)),
+        w: main(kernels.w),
+    }
+}
+
+/// Memory and parameters of that input.
+pub(super) fn projection_rest(job: &Job, sizes: &Sizes) -> Rest {
     let linear = job.model.mtp_projection();
-    let kernels = product(&linear, setting(job, sizes.tokens));
-    let norms = vec![norm(&sizes), norm(&sizes)];
     let products = job.model.precision.products;
-    let (input, output) = local_values(&linear, &sizes);
-
-    // In F the projection comes first, in I last; with tensor parallelism it stands inside the layer's collectives.
-    extend_attention(&mut work.f, [norms.clone(), kernels.f].concat(), End::Front);
-    extend_attention(&mut work.i, [kernels.i, norms].concat(), End::Back);
-    extend_attention(&mut work.w, kernels.w, End::Front);
-
-    let mut add = |to_i: u64, to_w: u64, from_i: u64| {
-        *work.held.f_to_i.entry(Component::Attention).or_default() += Bytes(to_i);
-        *work.held.f_to_w.entry(Component::Attention).or_default() += Bytes(to_w);
-        *work.held.i_to_w.entry(Component::Attention).or_default() += Bytes(from_i);
-    };
-    add(Dtype::Bf16.bytes(2 * sizes.local_tokens * sizes.hidden), products.bytes(input), products.bytes(output));
-    work.parameters.shared += local_parameters(&linear, sizes.tp) + 3 * sizes.hidden;
+    let (input, output) = local_values(&linear, sizes);
+    let entry = |bytes| BTreeMap::from([(Component::Attention, Bytes(bytes))]);
+    Rest {
+        held: Held {
+            f_to_i: entry(Dtype::Bf16.bytes(2 * sizes.local_tokens * sizes.hidden)),
+            f_to_w: entry(products.bytes(input)),
+            i_to_w: entry(products.bytes(output)),
+        },
+        parameters: UnitParameters {
+            shared: local_parameters(&linear, sizes.tp) + 3 * sizes.hidden,
+            ..UnitParameters::default()
+        },
+        ..Rest::default()
+    }
 }

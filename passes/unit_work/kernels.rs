@@ -1,11 +1,66 @@
 //! Kernels of matrix products and of element-wise passes over memory.
 
-use crate::ir::{Component, Kernel, Rate, Work};
+use crate::ir::{Component, Kernel, Phase, Rate, Work};
 use crate::job::arithmetic::{Cut, Linear};
 use crate::job::model::Dtype;
 use crate::units::{Bytes, Flops};
 
 use super::UnitOp;
+
+/// The kernels of a component in the three phases, on one GPU, each in the order in which one op would run them all.
+#[derive(Default)]
+pub struct Kernels {
+    pub f: Vec<Entry>,
+    pub i: Vec<Entry>,
+    pub w: Vec<Entry>,
+}
+
+/// A kernel of a component, and which finer op it can go to.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    pub kernel: Kernel,
+    /// Of the shared expert.
+    pub shared: bool,
+    /// Makes again for I what F computed and did not keep.
+    pub again: bool,
+}
+
+impl Kernels {
+    /// With those of what F does after this: I does it before, in reverse.
+    pub fn then(self, next: Self) -> Self {
+        Self { f: [self.f, next.f].concat(), i: [next.i, self.i].concat(), w: [self.w, next.w].concat() }
+    }
+
+    /// With those of what stands beside this and runs after it in every phase.
+    pub fn beside(self, other: Self) -> Self {
+        Self { f: [self.f, other.f].concat(), i: [self.i, other.i].concat(), w: [self.w, other.w].concat() }
+    }
+
+    /// As kernels of the shared expert.
+    pub fn shared(mut self) -> Self {
+        self.f.iter_mut().chain(&mut self.i).chain(&mut self.w).for_each(|entry| entry.shared = true);
+        self
+    }
+
+    /// The list of one phase.
+    pub fn of(self, phase: Phase) -> Vec<Entry> {
+        match phase {
+            Phase::F => self.f,
+            Phase::I => self.i,
+            Phase::W => self.w,
+        }
+    }
+}
+
+/// Kernels that stay with their component's main op.
+pub fn main(kernels: impl IntoIterator<Item = Kernel>) -> Vec<Entry> {
+    kernels.into_iter().map(|kernel| Entry { kernel, shared: false, again: false }).collect()
+}
+
+/// Kernels that compute again what F did not keep.
+pub fn again(kernels: impl IntoIterator<Item = Kernel>) -> Vec<Entry> {
+    kernels.into_iter().map(|kernel| Entry { kernel, shared: false, again: true }).collect()
+}
 
 /// A product's kernels in the three phases, on one GPU.
 pub struct Product {
@@ -49,7 +104,8 @@ pub fn product(linear: &Linear, setting: Setting) -> Product {
     let mut i = quantise(y, dtype);
     i.push(gemm(outputs, sum(&[dtype.bytes(y), read_weights, Dtype::Bf16.bytes(x)])));
     let accumulate = setting.gradients.bytes(weights).saturating_mul(2);
-    let w = vec![gemm(rows / setting.copies.max(1), sum(&[dtype.bytes(x), dtype.bytes(y), accumulate]))];
+    // Some experts get no row when there are fewer rows than experts; a product with a row is at least one deep.
+    let w = vec![gemm((rows / setting.copies.max(1)).max(1), sum(&[dtype.bytes(x), dtype.bytes(y), accumulate]))];
     Product { f, i, w }
 }
 
@@ -90,6 +146,11 @@ fn quantise(values: u64, dtype: Dtype) -> Vec<Kernel> {
 /// A compute op.
 pub fn compute(component: Component, kernels: Vec<Kernel>) -> UnitOp {
     UnitOp { component, work: Work::Compute(kernels) }
+}
+
+/// A compute op that does everything in a list.
+pub fn compute_all(component: Component, entries: Vec<Entry>) -> UnitOp {
+    compute(component, entries.into_iter().map(|entry| entry.kernel).collect())
 }
 
 /// A collective over the tensor-parallel GPUs of a node that moves `values` bf16 numbers in all; nothing for one GPU.

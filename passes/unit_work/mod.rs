@@ -1,13 +1,17 @@
 //! Analysis: what one unit of the model does on one GPU — its ops in F, I and W, the memory that a micro-batch holds in
-//! it, and its parameters. `lower` balances stages with it, `split` builds chunks from it.
+//! it, and its parameters. `lower` balances stages with it, `split` builds chunks from it. [`pieces`] has the same for finer
+//! ops of a layer.
 //!
 //! Conventions: `t` tokens of a micro-batch; with tensor parallelism each GPU keeps t/tp of them between the layers
 //! (sequence parallelism), and experts are never cut by it. Loads of experts are balanced: every GPU gets the mean.
 
 mod attention;
 mod ends;
+mod exchange;
 mod kernels;
 mod mlp;
+pub mod pieces;
+mod router;
 pub mod routing;
 
 pub(crate) use ends::embedding_parameters;
@@ -16,7 +20,8 @@ use std::collections::BTreeMap;
 
 use crate::ir::{Component, Held, Unit, Work};
 use crate::job::Job;
-use crate::job::model::Dtype;
+use crate::job::model::{Dtype, Moe};
+use crate::job::training::Recompute;
 use crate::units::Bytes;
 
 /// What a unit does and holds on one GPU.
@@ -67,9 +72,13 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Of a job.
+    /// Of a job's micro-batch.
     pub fn new(job: &Job) -> Self {
-        let tokens = job.training.micro_batch_tokens();
+        Self::of_tokens(job, job.training.micro_batch_tokens())
+    }
+
+    /// With another number of tokens.
+    fn of_tokens(job: &Job, tokens: u64) -> Self {
         let tp = u64::from(job.training.tp);
         Self { tokens, local_tokens: tokens.div_ceil(tp), tp, hidden: u64::from(job.model.hidden) }
     }
@@ -77,16 +86,56 @@ impl Sizes {
 
 /// The work of `unit` in `job`.
 pub fn unit_work(job: &Job, unit: Unit) -> UnitWork {
-    match unit {
-        Unit::Embedding => ends::embedding(job),
-        Unit::Head => ends::head(job),
-        Unit::Dense(layer) => layer_work(job, layer, false),
-        Unit::Moe(layer) => layer_work(job, layer, true),
-        Unit::Mtp(_) => {
-            let last = job.model.layers.saturating_sub(1);
-            let mut work = layer_work(job, last, job.model.mtp_is_moe());
-            ends::add_mtp_projection(job, &mut work);
-            work
+    work_with(job, unit, Again::of(job))
+}
+
+/// What I computes again, by component; the rest is kept from F.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Attention: `norms` (the router's too) and `mla_up`.
+    pub attention: Recompute,
+    /// MLP: `swiglu`, and `norms` where it is dense.
+    pub mlp: Recompute,
+}
+
+impl Again {
+    /// What the job asks for.
+    pub fn of(job: &Job) -> Self {
+        Self { attention: job.training.recompute, mlp: job.training.recompute }
+    }
+}
+
+fn work_with(job: &Job, unit: Unit, again: Again) -> UnitWork {
+    match Layer::of(job, unit) {
+        Some(layer) => layer_work(job, &layer, again),
+        None if unit == Unit::Head => ends::head(job),
+        None => ends::embedding(job),
+    }
+}
+
+/// A decoder layer, or the layer of an MTP module.
+pub(crate) struct Layer<'a> {
+    /// Sets the attention window. A module's is as the last layer's.
+    pub number: u32,
+    /// Its experts, if it has some.
+    pub moe: Option<&'a Moe>,
+    /// Whether it has an MTP module's projection in front.
+    pub mtp: bool,
+}
+
+impl<'a> Layer<'a> {
+    /// `None` for the ends of the model.
+    fn of(job: &'a Job, unit: Unit) -> Option<Self> {
+        let moe = job.model.moe.as_ref();
+        match unit {
+            Unit::Embedding | Unit::Head => None,
+            Unit::Dense(number) => Some(Self { number, moe: None, mtp: false }),
+            Unit::Moe(number) => Some(Self { number, moe, mtp: false }),
+            Unit::Mtp(_) => Some(Self {
+                number: job.model.layers.saturating_sub(1),
+                moe: moe.filter(|_| job.model.mtp_is_moe()),
+                mtp: true,
+            }),
         }
     }
 }
@@ -114,28 +163,22 @@ pub fn boundary(job: &Job, unit: Unit) -> Bytes {
     Bytes(Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden).saturating_mul(states))
 }
 
-fn layer_work(job: &Job, layer: u32, moe: bool) -> UnitWork {
-    let mut work = UnitWork::default();
-    let attention = attention::attention(job, layer);
-    match &job.model.moe {
-        Some(dims) if moe => {
-            let experts = mlp::experts(job, dims);
-            work.f = [attention.f, experts.f].concat();
-            work.i = [experts.i, attention.i].concat();
-            work.w = [experts.w, attention.w].concat();
-            merge(&mut work, attention.rest, experts.rest);
-            // The router runs at the end of the attention op, so that dispatch is an exchange and nothing else.
-            mlp::add_router(job, dims, &mut work);
-        }
-        _ => {
-            let dense = mlp::dense(job);
-            work.f = [attention.f, dense.f].concat();
-            work.i = [dense.i, attention.i].concat();
-            work.w = [dense.w, attention.w].concat();
-            merge(&mut work, attention.rest, dense.rest);
-        }
+fn layer_work(job: &Job, layer: &Layer, again: Again) -> UnitWork {
+    let attention = attention::attention(job, layer, again.attention);
+    let mlp = match layer.moe {
+        Some(moe) => mlp::experts(job, moe, again.mlp),
+        None => mlp::dense(job, again.mlp),
+    };
+    let mut rest = attention.rest;
+    rest.add(mlp.rest);
+    UnitWork {
+        f: [attention.f, mlp.f].concat(),
+        i: [mlp.i, attention.i].concat(),
+        w: [mlp.w, attention.w].concat(),
+        held: rest.held,
+        exchange_buffer: rest.exchange_buffer,
+        parameters: rest.parameters,
     }
-    work
 }
 
 /// A part of a layer: what [`UnitWork`] is for the whole.
@@ -154,12 +197,12 @@ pub(crate) struct Rest {
     pub parameters: UnitParameters,
 }
 
-fn merge(work: &mut UnitWork, a: Rest, b: Rest) {
-    for rest in [a, b] {
-        add_held(&mut work.held, &rest.held);
-        work.exchange_buffer = work.exchange_buffer.max(rest.exchange_buffer);
-        work.parameters.shared += rest.parameters.shared;
-        work.parameters.expert += rest.parameters.expert;
+impl Rest {
+    fn add(&mut self, other: Self) {
+        add_held(&mut self.held, &other.held);
+        self.exchange_buffer = self.exchange_buffer.max(other.exchange_buffer);
+        self.parameters.shared += other.parameters.shared;
+        self.parameters.expert += other.parameters.expert;
     }
 }
 

@@ -1,7 +1,8 @@
 //! How many copies of a token dispatch sends, and over which link.
 //!
-//! A token goes once to each node that has one of its experts, to the GPU there with its own index, and from there by
-//! NVLink once to each GPU that has one of its experts (DeepSeek-V3 report, section 3.2.2). Combine goes the same way back.
+//! In two hops a token goes once to each node that has one of its experts, to the GPU there with its own index, and from
+//! there by NVLink once to each GPU that has one of its experts (DeepSeek-V3 report, section 3.2.2). Flat, it goes straight
+//! to each of these GPUs, over whichever link leads there. Combine goes the same way back.
 //! Counts are expectations under uniform routing: the groups of a token are a uniform choice of `topk_groups`, its experts a
 //! uniform choice of `top_k` within them. Experts lie on the expert-parallel GPUs in order, those GPUs on nodes in order.
 
@@ -13,29 +14,51 @@ use crate::machine::demand::Visits;
 /// Mean copies of one token that leave a GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Copies {
-    /// Over the network: other nodes that the token visits. At most `topk_groups` where each group has its own node.
+    /// Over the network. In two hops: other nodes that the token visits, at most `topk_groups` where each group has its own
+    /// node. Flat: GPUs of other nodes that it reaches.
     pub network: f64,
-    /// Over NVLink: GPUs that it reaches from the GPU where it arrived on each visited node (its own included).
+    /// Over NVLink. In two hops: GPUs that it reaches from the GPU where it arrived on each visited node (its own included).
+    /// Flat: other GPUs of its own node that it reaches.
     pub nvlink: f64,
 }
 
-/// Mean copies per token when `ep` GPUs, `per_node` of them on a node, hold the experts.
+/// Mean copies per token in two hops when `ep` GPUs, `per_node` of them on a node, hold the experts.
 pub fn copies(moe: &Moe, ep: u32, per_node: u32) -> Copies {
     let visits = visits(moe, ep, per_node);
-    let per_node = f64::from(per_node.min(ep).max(1));
+    let (per_node, _) = nodes(ep, per_node);
     // The GPU where a token arrives is one that needs it with probability 1 / per_node.
-    Copies { network: visits.other_nodes, nvlink: visits.gpus * (per_node - 1.0) / per_node }
+    Copies { network: visits.other_nodes, nvlink: visits.gpus * f64::from(per_node - 1) / f64::from(per_node) }
+}
+
+/// The same where each copy goes straight to the GPU that wants it.
+pub fn flat_copies(moe: &Moe, ep: u32, per_node: u32) -> Copies {
+    let (per_node, nodes) = nodes(ep, per_node);
+    let visited_gpus = visited(moe, ep);
+    // A GPU that wants the token is on another node than the sender with probability (nodes - 1) / nodes, and if it is on
+    // the sender's node it is another one with probability (per_node - 1) / per_node.
+    let network = visited_gpus * f64::from(nodes - 1) / f64::from(nodes);
+    let nvlink = visited_gpus * f64::from(per_node - 1) / (f64::from(nodes) * f64::from(per_node));
+    Copies { network, nvlink }
 }
 
 /// Where a token goes on average when `ep` GPUs, `per_node` of them on a node, hold the experts.
 pub fn visits(moe: &Moe, ep: u32, per_node: u32) -> Visits {
-    let per_node = per_node.min(ep).max(1);
-    let count = ep.div_ceil(per_node);
-    let routing = Routing::new(moe);
-    let nodes: f64 = shares(moe.experts, count).map(|range| routing.hit(range)).sum();
-    let gpus: f64 = shares(moe.experts, ep).map(|range| routing.hit(range)).sum();
+    let (_, count) = nodes(ep, per_node);
+    let nodes = visited(moe, count);
     // The sender is uniformly one of the nodes, so a visited node is another one with probability (count - 1) / count.
-    Visits { nodes, other_nodes: nodes * f64::from(count - 1) / f64::from(count), gpus }
+    Visits { nodes, other_nodes: nodes * f64::from(count - 1) / f64::from(count), gpus: visited(moe, ep) }
+}
+
+/// GPUs of the group on a node, and nodes that it takes.
+fn nodes(ep: u32, per_node: u32) -> (u32, u32) {
+    let per_node = per_node.min(ep).max(1);
+    (per_node, ep.div_ceil(per_node))
+}
+
+/// Mean number of `holders`, which have equal parts of the experts, that have one of a token's.
+fn visited(moe: &Moe, holders: u32) -> f64 {
+    let routing = Routing::new(moe);
+    shares(moe.experts, holders).map(|range| routing.hit(range)).sum()
 }
 
 /// Expert ranges `first..end` of each of `parts` equal holders.
