@@ -11,7 +11,7 @@ use dualweave::job::cluster::Link;
 use dualweave::job::model::Dtype;
 use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, load};
-use dualweave::machine::{LinkModel, Machine, NVLINK_PER_SM_GB_S};
+use dualweave::machine::{LinkModel, Machine, NVLINK_COPY, NVLINK_PER_SM_GB_S};
 use dualweave::passes::lower::Lowered;
 use dualweave::passes::split::split;
 use dualweave::passes::unit_work::routing::copies;
@@ -60,8 +60,8 @@ fn within(value: f64, expected: f64, tolerance: f64) {
 /// before the model says so: it is up to 16 % high at 8 SMs.
 #[test]
 fn nvlink_by_sm_count() {
-    let link = |measured| Link { gb_s: 367.0, latency_us: 2.0, per_sm_gb_s: None, measured };
-    let analytic = LinkModel::new(&link(vec![]), NVLINK_PER_SM_GB_S);
+    let link = |measured| Link { gb_s: 367.0, latency_us: 2.0, per_sm_gb_s: None, measured, copy_gb_s: None };
+    let analytic = LinkModel::new(&link(vec![]), NVLINK_PER_SM_GB_S, NVLINK_COPY);
     let curve: Vec<(u32, f64)> = rows("h100x2_link_bandwidth.csv")
         .iter()
         .map(|row| (row[0].parse().expect("a number"), row[1].parse().expect("a number")))
@@ -79,7 +79,7 @@ fn nvlink_by_sm_count() {
 
     // Given as measured, the points come back; between them lie straight lines.
     let ascending: Vec<(u32, f64)> = curve.iter().copied().filter(|(sms, _)| ![20, 32].contains(sms)).collect();
-    let measured = LinkModel::new(&link(ascending.clone()), NVLINK_PER_SM_GB_S);
+    let measured = LinkModel::new(&link(ascending.clone()), NVLINK_PER_SM_GB_S, NVLINK_COPY);
     for &(sms, gb_s) in &ascending {
         within(measured.rate(sms) / 1e9, gb_s, 1e-12);
     }

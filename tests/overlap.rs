@@ -6,7 +6,7 @@ use dualweave::ir::{
     Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Step, Stream, Tokens, Work,
 };
 use dualweave::job::training::PairOrder;
-use dualweave::machine::{LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::passes::overlap::{Budget, Options, StageForms, overlap};
 use dualweave::sim::time_program;
 use dualweave::units::{Bytes, Flops, Nanos};
@@ -18,7 +18,7 @@ const COMM_SMS: u32 = 20;
 
 /// Kernels take about 1.7 ns for a FLOP on all SMs, exchanges 1 ns for a byte on their 20.
 fn machine() -> Machine {
-    let link = LinkModel { latency: Nanos::ZERO, byte_s: 1e9, per_sm_byte_s: 5e7, measured: vec![] };
+    let link = LinkModel { latency: Nanos::ZERO, byte_s: 1e9, per_sm_byte_s: 5e7, measured: vec![], copy_byte_s: 1e9 };
     Machine {
         gpu: "test".into(),
         sms: SMS,
@@ -35,6 +35,7 @@ fn machine() -> Machine {
         gpus_per_node: 8,
         nvlink: link.clone(),
         network: link,
+        interference: Interference::NONE,
     }
 }
 

@@ -70,6 +70,27 @@ pub struct MeasuredGpu {
     pub sm_share: Vec<(u32, f64)>,
     /// Gap between two kernels of one stream, in microseconds.
     pub launch_us: Option<f64>,
+    /// What computation and communication that run at the same time lose to each other.
+    pub interference: MeasuredInterference,
+}
+
+/// What overlapped ops lose to each other, beyond sharing the SMs. `machine::Interference` says what each number means and
+/// has it where it is left out; all zero: they lose nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeasuredInterference {
+    /// HBM traffic that a kernel loses for each byte that an exchange beside it reads or writes.
+    pub hbm: Option<f64>,
+    /// Longer arithmetic of tensor-core kernels, for the share of HBM that an exchange beside them uses.
+    pub tensor: Option<f64>,
+    /// Share of an exchange's SMs that is lost beside computation that leaves HBM alone.
+    pub sms: Option<f64>,
+    /// The same beside computation that takes all of HBM.
+    pub sms_hbm: Option<f64>,
+    /// Share of NVLink's rate that SMs cannot reach beside computation.
+    pub link: Option<f64>,
+    /// Share of a copy engine's rate that is lost beside computation that takes all of HBM.
+    pub copy_hbm: Option<f64>,
 }
 
 /// A link, as one GPU sees it.
@@ -88,6 +109,10 @@ pub struct Link {
     /// (0, 0) to the first, and flat after the last.
     #[serde(default)]
     pub measured: Vec<(u32, f64)>,
+    /// What contiguous pieces get by copy engine (network: by the network card), without SMs, in GB/s. Default: what all SMs
+    /// send, times `machine::NVLINK_COPY` or `machine::NETWORK_COPY`.
+    #[serde(default)]
+    pub copy_gb_s: Option<f64>,
 }
 
 fn two() -> u32 {

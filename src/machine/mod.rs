@@ -2,14 +2,16 @@
 //!
 //! A kernel takes `max(FLOPs / (rate(dtype, shape) · SMs / all), bytes / bandwidth) + launch`; an exchange takes
 //! `latency + bytes / min(link, SMs · per-SM rate)`, the slower of its two hops. Every constant is a data sheet's or a
-//! measured value, with its source. Not modelled yet: that overlapped ops slow each other beyond sharing the SMs.
+//! measured value, with its source. `interference` says how much longer an op takes while another runs beside it.
 
 mod curve;
 pub mod demand;
+mod interference;
 mod link;
 
 use curve::at;
-pub use link::{LinkModel, NETWORK_PER_SM_GB_S, NVLINK_PER_SM_GB_S};
+pub use interference::Interference;
+pub use link::{LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +75,8 @@ pub struct Machine {
     pub nvlink: LinkModel,
     /// To other nodes.
     pub network: LinkModel,
+    /// What ops that run at the same time lose to each other.
+    pub interference: Interference,
 }
 
 impl Machine {
@@ -101,8 +105,9 @@ impl Machine {
             hbm_byte_s: gpu.hbm_gb_s * 1e9,
             launch: measured.launch_us.map_or(LAUNCH, |us| Nanos::from_secs(us / 1e6)),
             gpus_per_node: cluster.gpus_per_node,
-            nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S),
-            network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S),
+            nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S, NVLINK_COPY),
+            network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S, NETWORK_COPY),
+            interference: Interference::new(&measured.interference),
         }
     }
 
@@ -117,27 +122,25 @@ impl Machine {
         }
     }
 
-    /// How long `work` takes with `sms` SMs if another op ran beside it all the time: as long as alone, since what ops share
-    /// besides SMs is not modelled.
-    pub fn duration_beside(&self, work: &Work, sms: u32, _: &Work, _: u32) -> Nanos {
-        self.duration(work, sms)
-    }
-
     /// How long one kernel takes, its launches included.
     pub fn kernel(&self, kernel: &Kernel, sms: u32) -> Nanos {
-        let arithmetic = match self.rate(kernel.rate) {
+        let traffic = kernel.bytes.as_f64() / self.hbm_byte_s;
+        Nanos::from_secs(self.arithmetic_secs(kernel, sms).max(traffic)) + self.launch * u64::from(kernel.launches)
+    }
+
+    /// Seconds of a kernel's arithmetic; zero where only memory counts.
+    fn arithmetic_secs(&self, kernel: &Kernel, sms: u32) -> f64 {
+        match self.rate(kernel.rate) {
             Some(rate) => kernel.flops.as_f64() / (rate * self.share(sms)),
             None => 0.0,
-        };
-        let traffic = kernel.bytes.as_f64() / self.hbm_byte_s;
-        Nanos::from_secs(arithmetic.max(traffic)) + self.launch * u64::from(kernel.launches)
+        }
     }
 
     /// Sustained FLOP/s of the whole GPU; `None` where only memory counts.
     pub fn rate(&self, rate: Rate) -> Option<f64> {
         Some(match rate {
             Rate::Gemm { dtype: Dtype::Fp8, depth } => match self.fp8_gemm_flop_s.first() {
-                Some(&(first, _)) => at(&self.fp8_gemm_flop_s, depth.max(first)),
+                Some(&(first, _)) => at(&self.fp8_gemm_flop_s, f64::from(depth.max(first))),
                 None => {
                     let depth = f64::from(depth);
                     self.fp8_flop_s * FP8_GEMM_EFFICIENCY * depth / (depth + FP8_GEMM_DEPTH)
@@ -155,7 +158,7 @@ impl Machine {
     pub fn share(&self, sms: u32) -> f64 {
         match self.sm_share.is_empty() {
             true => f64::from(sms) / f64::from(self.sms),
-            false => at(&self.sm_share, sms),
+            false => at(&self.sm_share, f64::from(sms)),
         }
     }
 
@@ -163,7 +166,7 @@ impl Machine {
     /// without SMs: over NVLink where both ranks share a node.
     pub fn transfer(&self, bytes: Bytes, same_node: bool) -> Nanos {
         let link = if same_node { &self.nvlink } else { &self.network };
-        link.duration(bytes, u32::MAX)
+        link.duration_at(bytes, link.copy_byte_s)
     }
 
     /// Whether neighbours of two pipeline ranks reach each other over NVLink. Rank r with all its peers occupies the GPUs

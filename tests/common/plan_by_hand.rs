@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
 };
-use dualweave::machine::{LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
@@ -373,7 +373,7 @@ fn plan(
     ranks: Vec<PlanRank>,
     memory: u64,
 ) -> Plan {
-    let link = LinkModel { latency: Nanos(0), byte_s: 1e9, per_sm_byte_s: 1e9, measured: vec![] };
+    let link = LinkModel { latency: Nanos(0), byte_s: 1e9, per_sm_byte_s: 1e9, measured: vec![], copy_byte_s: 1e9 };
     let mut plan = Plan {
         version: VERSION,
         digest: String::new(),
@@ -407,6 +407,7 @@ fn plan(
             gpus_per_node: 8,
             nvlink: link.clone(),
             network: link,
+            interference: Interference::NONE,
         },
         layout,
         stages,

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
 };
-use dualweave::machine::{LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
 pub fn machine() -> Machine {
-    let link = |byte_s| LinkModel { latency: Nanos::ZERO, byte_s, per_sm_byte_s: 1e12, measured: vec![] };
+    let link =
+        |byte_s| LinkModel { latency: Nanos::ZERO, byte_s, per_sm_byte_s: 1e12, measured: vec![], copy_byte_s: byte_s };
     Machine {
         gpu: "one byte a nanosecond".into(),
         sms: 100,
@@ -28,6 +29,7 @@ pub fn machine() -> Machine {
         gpus_per_node: 8,
         nvlink: link(1e9),
         network: link(1e8),
+        interference: Interference::NONE,
     }
 }
 

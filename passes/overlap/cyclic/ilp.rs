@@ -73,7 +73,14 @@ pub fn possible(problem: &CyclicProblem, period: Nanos) -> Answer {
             let start =
                 |op: usize| (solution.value(place[op]) + solution.value(repetition[op]).round()) * period.as_f64();
             let starts = (0..ops.len()).map(|op| Nanos(start(op).round().max(0.0) as u64)).collect();
-            Answer::Possible(CyclicSchedule { period, bound: problem.bound(), starts, nodes: 0, unslowed: period })
+            Answer::Possible(CyclicSchedule {
+                period,
+                bound: problem.bound(),
+                starts,
+                nodes: 0,
+                unslowed: period,
+                rounding: Nanos::ZERO,
+            })
         }
         Err(good_lp::ResolutionError::Infeasible) => Answer::Impossible,
         Err(_) => Answer::Unknown,

@@ -40,8 +40,8 @@ impl CyclicProblem {
             };
             of(op).map(time).sum()
         };
-        let rows = problem.ops.iter().map(|op| problem.ops.iter().map(|other| beside(op, other)).collect());
-        problem.beside = rows.collect();
+        let ops = problem.ops.clone();
+        problem.slow_by_means(|op, other| beside(&ops[op], &ops[other]));
         Some(problem)
     }
 
@@ -67,9 +67,9 @@ impl CyclicProblem {
             true => machine.duration(&one.work, sms(&one.work)),
             false => machine.duration_beside(&one.work, sms(&one.work), &other.work, sms(&other.work)),
         };
-        let rows = ops.iter().map(|(_, one)| ops.iter().map(|(_, other)| beside(one, other)).collect());
-        let mut problem =
-            Self { ops: ops.iter().map(cyclic).collect(), needs: Vec::new(), weight_delay: 2, beside: rows.collect() };
+        let cyclic_ops = ops.iter().map(cyclic).collect();
+        let mut problem = Self { ops: cyclic_ops, needs: Vec::new(), weight_delay: 2, beside: Vec::new() };
+        problem.slow_by_means(|op, other| beside(ops[op].1, ops[other].1));
         let (i, w) = (form.f.len(), form.f.len() + form.i.len());
         for (first, side) in [(0, &form.f), (i, &form.i)] {
             let ends = ends(side);

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod ilp;
+mod improve;
 mod layer;
 mod period;
 mod search;
@@ -13,6 +14,7 @@ mod slowed;
 #[cfg(test)]
 mod tests;
 
+pub use improve::improve;
 pub use layer::middle_layer;
 pub use period::{Edge, Timing, period};
 pub use search::{Limits, search};
@@ -74,17 +76,17 @@ pub struct CyclicSchedule {
     pub starts: Vec<Nanos>,
     /// Partial schedules that were looked at.
     pub nodes: u64,
-    /// The period if nothing slowed anything: `starts` are of it, and give the launch order. Where ops do slow each other,
-    /// `period` is the mean of several repetitions.
+    /// What `starts` repeat after, for the launch order: the period, or, where ops slow each other, what it would be if they
+    /// did not; `period` is then the mean of several repetitions.
     pub unslowed: Nanos,
+    /// By how much the period may be off: where ops slow each other they are rounded whenever what is beside them changes.
+    pub rounding: Nanos,
 }
 
 impl CyclicSchedule {
-    /// Whether the period is the shortest possible: to the nanosecond, or, where ops slow each other and so are rounded
-    /// whenever what is beside them changes, to a nanosecond for each op.
+    /// Whether the period is the shortest possible, but for rounding.
     pub fn proved(&self) -> bool {
-        let rounding = if self.period > self.unslowed { self.starts.len() as u64 } else { 0 };
-        self.period <= self.bound + Nanos(rounding)
+        self.period <= self.bound + self.rounding
     }
 }
 
@@ -180,7 +182,7 @@ impl CyclicProblem {
     /// A period that no schedule is below: the busiest engine's load, with what it loses to the other, and the longest chain
     /// per repetition.
     pub fn bound(&self) -> Nanos {
-        self.unslowed_bound().max(self.load_bound())
+        self.unslowed_bound().max(self.load_bound()).max(self.slowed_chain_bound())
     }
 
     /// The same if nothing slowed anything.

@@ -37,7 +37,7 @@ pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Op
     let (period, starts) = run.best?;
     // If everything was looked at, what was found is the best there is.
     let bound = if run.complete { period } else { run.bound };
-    Some(CyclicSchedule { period, bound, starts, nodes: run.nodes, unslowed: period })
+    Some(CyclicSchedule { period, bound, starts, nodes: run.nodes, unslowed: period, rounding: Nanos::ZERO })
 }
 
 struct Search<'a> {

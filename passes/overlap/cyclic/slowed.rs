@@ -3,8 +3,8 @@
 //! The search for an order ([`super::search()`]) counts each op at its time with nothing beside it, which no op is below. What an
 //! order really gives is found by running it over many repetitions, and the bound counts what must be lost.
 
-use super::{CyclicProblem, CyclicSchedule};
-use crate::ir::Stream;
+use super::{CyclicOp, CyclicProblem, CyclicSchedule};
+use crate::ir::{Phase, Stream};
 use crate::sim::{Span, StreamOps, run_streams};
 use crate::units::Nanos;
 
@@ -13,6 +13,30 @@ const REPETITIONS: u64 = 36;
 const COUNTED: std::ops::Range<u64> = 12..24;
 
 impl CyclicProblem {
+    /// Lets ops slow each other, all of an engine by the same share: the mean over its ops and over those of the other engine,
+    /// by their time, of what `beside` says each takes beside each. With one share for all, what must be lost is known before
+    /// any order is, and a schedule that loses no more is known to be the best; single pairs of ops differ by less than the
+    /// machine model does from measurements.
+    pub(super) fn slow_by_means(&mut self, beside: impl Fn(usize, usize) -> Nanos) {
+        let ops = &self.ops;
+        let on = |engine: Stream| (0..ops.len()).filter(move |&op| ops[op].engine == engine);
+        let time = |op: usize| ops[op].duration.as_f64();
+        let share = |mine: Stream, theirs: Stream| {
+            let (mut lost, mut all) = (0.0, 0.0);
+            for op in on(mine) {
+                for other in on(theirs) {
+                    let weight = time(op) * time(other);
+                    lost += weight * (1.0 - time(op) / beside(op, other).as_f64().max(time(op)).max(1.0));
+                    all += weight;
+                }
+            }
+            if all > 0.0 { lost / all } else { 0.0 }
+        };
+        let shares = [share(Stream::Compute, Stream::Comm), share(Stream::Comm, Stream::Compute)];
+        let slowed = |op: &CyclicOp| Nanos((op.duration.as_f64() / (1.0 - shares[op.engine as usize])).round() as u64);
+        self.beside = self.ops.iter().map(|op| vec![slowed(op); self.ops.len()]).collect();
+    }
+
     /// Whether ops slow each other.
     pub fn is_slowed(&self) -> bool {
         let slower = |op: usize, other: usize| self.beside(op, other) > self.ops[op].duration;
@@ -23,6 +47,17 @@ impl CyclicProblem {
     pub fn beside(&self, op: usize, other: usize) -> Nanos {
         let alone = self.ops[op].duration;
         self.beside.get(op).and_then(|row| row.get(other)).map_or(alone, |beside| alone.max(*beside))
+    }
+
+    /// The problem in which ops of an engine, if it is among `[computation, communication]`, take as long as with the other's
+    /// beside them all the time, and nothing is slowed beyond that.
+    pub fn stretched(&self, engines: [bool; 2]) -> Self {
+        let mut stretched = Self { beside: Vec::new(), ..self.clone() };
+        for (index, op) in stretched.ops.iter_mut().enumerate().filter(|(_, op)| engines[op.engine as usize]) {
+            let others = (0..self.ops.len()).filter(|&other| self.ops[other].engine != op.engine);
+            op.duration = others.map(|other| self.beside(index, other)).max().unwrap_or(op.duration);
+        }
+        stretched
     }
 
     /// The mean period when ops are launched in the order of the schedule's starts, repetition after repetition, and slow each
@@ -87,7 +122,74 @@ impl CyclicProblem {
     /// A period that no order is below, from what both engines have to do: the busier one's load, and what it loses while the
     /// other's work is done beside it. Time lost is counted at the least share that any two ops lose.
     pub(super) fn load_bound(&self) -> Nanos {
-        let (compute, comm) = (self.load(Stream::Compute).as_f64(), self.load(Stream::Comm).as_f64());
+        let Shared { compute, comm, a, b } = self.shared();
+        // While both run, computation loses at least a share a of its speed, exchanges a share b: see `overlap::bound`.
+        let bound = (compute + a * comm / (1.0 - b)).max(comm + b * compute / (1.0 - a));
+        Nanos((bound * (1.0 - 1e-12)).ceil() as u64)
+    }
+
+    /// A period that no order is below, from chains that must close within it, whose ops are slowed while the other engine
+    /// runs.
+    ///
+    /// With both loads known, at a period T both engines run together for at least o = (computation + exchanges - T) / (1 - a - b),
+    /// so exchanges leave computation alone for at most T - exchanges - b o, and likewise the other way round. A chain's
+    /// computation c that is alone for u of its time takes at least (c - a u) / (1 - a).
+    pub(super) fn slowed_chain_bound(&self) -> Nanos {
+        let Shared { compute, comm, a, b } = self.shared();
+        let chains = [Phase::F, Phase::I].map(|phase| self.longest_chain(phase));
+        let possible = |period: f64| {
+            let together = ((compute + comm - period) / (1.0 - a - b)).max(0.0);
+            let alone = [period - comm - b * together, period - compute - a * together].map(|time| time.max(0.0));
+            chains.iter().all(|[computation, exchange]| {
+                let computation = computation.max((computation - a * alone[0]) / (1.0 - a));
+                let exchange = exchange.max((exchange - b * alone[1]) / (1.0 - b));
+                computation + exchange <= period * (1.0 + 1e-12)
+            })
+        };
+        if a + b >= 1.0 {
+            return Nanos::ZERO;
+        }
+        // What is possible with one period is possible with every longer one.
+        let (mut below, mut enough) = (0, compute as u64 + comm as u64);
+        while enough - below > 1 {
+            let middle = below + (enough - below) / 2;
+            match possible(middle as f64) {
+                true => enough = middle,
+                false => below = middle,
+            }
+        }
+        Nanos(enough)
+    }
+
+    /// Of the longest chain of needs through one layer of a side: time of its computations and of its exchanges. Nothing where
+    /// the chain's last op is not read by the next layer's first.
+    fn longest_chain(&self, phase: Phase) -> [f64; 2] {
+        let side = |op: usize| self.ops[op].phase == phase;
+        let mut paths: Vec<[f64; 2]> = Vec::with_capacity(self.ops.len());
+        let mut first: Vec<usize> = Vec::with_capacity(self.ops.len());
+        for (at, op) in self.ops.iter().enumerate() {
+            // Ops read earlier ones of their side.
+            let before =
+                self.needs.iter().filter(|need| need.to == at && need.distance == 0 && need.from < at && side(at));
+            let longest = before.map(|need| need.from).max_by(|one, other| {
+                let length = |op: usize| paths[op][0] + paths[op][1];
+                length(*one).total_cmp(&length(*other))
+            });
+            let mut path = longest.map_or([0.0; 2], |before| paths[before]);
+            path[op.engine as usize] += op.duration.as_f64();
+            paths.push(path);
+            first.push(longest.map_or(at, |before| first[before]));
+        }
+        let closes = |last: usize| {
+            let again = |need: &super::Need| need.from == last && need.to == first[last] && need.distance == 1;
+            side(last) && self.needs.iter().any(again)
+        };
+        let closed = (0..self.ops.len()).filter(|&last| closes(last)).map(|last| paths[last]);
+        closed.max_by(|one, other| (one[0] + one[1]).total_cmp(&(other[0] + other[1]))).unwrap_or([0.0; 2])
+    }
+
+    /// Loads of both engines, and the least share of its speed that an op of each loses beside one of the other.
+    fn shared(&self) -> Shared {
         let least = |engine: Stream| {
             let mut least = 1.0_f64;
             for op in (0..self.ops.len()).filter(|&op| self.ops[op].engine == engine) {
@@ -97,11 +199,21 @@ impl CyclicProblem {
             }
             if least < 1.0 { least.max(0.0) } else { 0.0 }
         };
-        // While both run, computation loses at least a share a of its speed, exchanges a share b: see `overlap::bound`.
-        let (a, b) = (least(Stream::Compute), least(Stream::Comm));
-        let bound = (compute + a * comm / (1.0 - b)).max(comm + b * compute / (1.0 - a));
-        Nanos((bound * (1.0 - 1e-12)).ceil() as u64)
+        Shared {
+            compute: self.load(Stream::Compute).as_f64(),
+            comm: self.load(Stream::Comm).as_f64(),
+            a: least(Stream::Compute),
+            b: least(Stream::Comm),
+        }
     }
+}
+
+/// What both engines have to do, in ns, and the shares of speed that computation (a) and exchanges (b) lose beside each other.
+struct Shared {
+    compute: f64,
+    comm: f64,
+    a: f64,
+    b: f64,
 }
 
 /// An op of a repetition.

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use super::bounds::{count, measure};
 use crate::error::{Error, Result};
 use crate::job::Cluster;
-use crate::job::cluster::{Link, MeasuredGpu};
+use crate::job::cluster::{Link, MeasuredGpu, MeasuredInterference};
 
 impl Cluster {
     /// Checks the rules that concern the cluster alone.
@@ -37,6 +37,9 @@ fn link(field: &str, link: &Link, sms: u32) -> Result<()> {
     if let Some(rate) = link.per_sm_gb_s {
         measure(&format!("{field}.per_sm_gb_s"), rate, 0.001, 1e6, "GB/s")?;
     }
+    if let Some(rate) = link.copy_gb_s {
+        measure(&format!("{field}.copy_gb_s"), rate, 0.001, 1e6, "GB/s")?;
+    }
     curve(&format!("{field}.measured"), &link.measured, sms, 0.001..=1e6, "0.001 to 1000000 GB/s")
 }
 
@@ -53,6 +56,7 @@ fn measured(measured: &MeasuredGpu, sms: u32) -> Result<()> {
     if let Some(launch) = measured.launch_us {
         measure(&field("launch_us"), launch, 0.0, 1e6, "µs")?;
     }
+    interference(&measured.interference)?;
     let name = field("fp8_gemm_tflops");
     let mut before = 0;
     for &(depth, rate) in &measured.fp8_gemm_tflops {
@@ -66,6 +70,20 @@ fn measured(measured: &MeasuredGpu, sms: u32) -> Result<()> {
         before = depth;
     }
     curve(&field("sm_share"), &measured.sm_share, sms, 0.001..=1.0, "0.001 to 1, the share of the whole GPU's speed")
+}
+
+/// Checks what ops that run at the same time lose to each other.
+fn interference(measured: &MeasuredInterference) -> Result<()> {
+    let field = |name: &str| format!("cluster.gpu.measured.interference.{name}");
+    for (name, factor) in [("hbm", measured.hbm), ("tensor", measured.tensor)] {
+        factor.map_or(Ok(()), |factor| measure(&field(name), factor, 0.0, 10.0, "times as much; 0: none"))?;
+    }
+    for (name, share) in
+        [("sms", measured.sms), ("sms_hbm", measured.sms_hbm), ("link", measured.link), ("copy_hbm", measured.copy_hbm)]
+    {
+        share.map_or(Ok(()), |share| measure(&field(name), share, 0.0, 0.99, "of the whole that is lost; 0: none"))?;
+    }
+    Ok(())
 }
 
 /// Checks points (SMs, value): SMs ascending from 1 to those of the GPU, values in range and not falling.
