@@ -167,6 +167,7 @@ proptest! {
         if let Some(&(time, _)) = every(&graph, None).first() {
             let found = extract(&graph, &Limits::default(), &[]).expect("there is one");
             prop_assert!(found.bound.0 <= time && time <= found.time().0, "{found:?} {time}");
+            prop_assert!(found.proved(), "{found:?}");
             let near = time / 500_000 + 1;
             prop_assert!(found.time().0 - time <= near && time - found.bound.0 <= near, "{found:?} {time}");
         }
