@@ -262,3 +262,37 @@ fn what_is_shared_counts_once() {
     let found = extract(&graph, &Limits::default(), &[]).expect("there is one");
     assert_eq!((found.load, found.held, found.bound), ([Nanos(7), Nanos(0)], Bytes(3), Nanos(7)));
 }
+
+/// A layer forward beside one backward, each component whole, in two halves that cost more together, faster for more memory, or
+/// as two steps: of the size that a kind of layer has. The default limits are enough to prove the best, and it is not the
+/// greedy choice.
+#[test]
+fn a_layer_pair_is_proved() {
+    let components = [(0, 5_310_000), (1, 6_690_000), (0, 4_600_000), (1, 8_680_000)];
+    let mut graph = Graph { classes: vec![Vec::new(), Vec::new()], roots: vec![0, 1] };
+    for root in 0..2 {
+        let mut parts = Vec::new();
+        for (at, (comm, time)) in components.into_iter().enumerate() {
+            let engine = if comm == 1 { Stream::Comm } else { Stream::Compute };
+            let time = time + 370_001 * (root as u64 * 5 + at as u64 * 3 % 7);
+            let half = |more| vec![leaf(engine, time / 2 + more, 50)];
+            let class = graph.classes.len();
+            parts.push(class);
+            graph.classes.push(vec![
+                leaf(engine, time, 100),
+                leaf(engine, time * 9 / 10, 180 + 40 * at as u64),
+                Node::Par(vec![class + 1, class + 2]),
+                Node::Seq(vec![class + 3, class + 4]),
+            ]);
+            graph.classes.extend([half(110_003), half(90_007)]);
+            graph.classes.push(vec![leaf(Stream::Compute, time / 9, 20)]);
+            graph.classes.push(vec![leaf(engine, time / 2 + 50_021, 30), leaf(Stream::Comm, time / 3, 80)]);
+        }
+        graph.classes[root] = vec![Node::Seq(parts)];
+    }
+    let limits = Limits { memory: Some(Bytes(1_000)), ..Limits::default() };
+    let greedy = greedy::choose(&Task { graph: &graph, limits: &limits, without: Vec::new() }).expect("there is one");
+    let found = extract(&graph, &limits, &[]).expect("there is one");
+    assert!(found.proved() && found.held <= Bytes(1_000), "{found:?}");
+    assert!(found.time() < greedy.time(), "{found:?} {greedy:?}");
+}
