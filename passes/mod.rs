@@ -2,13 +2,15 @@
 //! options; none reads a file, prints, or knows the command line.
 //!
 //! [`lower`] → [`split`] → [`overlap`] → [`pipeline`] → [`place`] → [`emit`]. [`unit_work`] is an analysis that the first
-//! two read. [`compile`] runs them all.
+//! two read, [`solver`] what searches put integer programs to. [`compile`] runs them all.
 
 pub mod emit;
 pub mod lower;
 pub mod overlap;
 pub mod pipeline;
 pub mod place;
+pub mod rewrite;
+pub mod solver;
 pub mod split;
 pub mod unit_work;
 

@@ -2,9 +2,10 @@
 //!
 //! Each op runs once per period on its engine. An op of one repetition may need what another made some repetitions before
 //! (`distance`). Wanted is the shortest period. It can never be below the load of the busiest engine, nor below the length
-//! of a chain that must close within a repetition; [`search()`] starts from that bound and stops when it is met.
+//! of a chain that must close within a repetition; [`search()`] starts from that bound and stops when it is met. With the
+//! feature `highs` an integer program takes over where it runs out of nodes.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "highs"))]
 mod ilp;
 mod improve;
 mod layer;
@@ -146,6 +147,15 @@ impl CyclicProblem {
             }
         }
         edges
+    }
+
+    /// The two edges that keep i and j apart: j after i of k repetitions before, i after j of 1-k.
+    fn ordered(&self, i: usize, j: usize, k: i64) -> [Edge; 2] {
+        let weight = |op: usize| self.ops[op].duration.0 as i64;
+        [
+            Edge { from: i, to: j, weight: weight(i), distance: k },
+            Edge { from: j, to: i, weight: weight(j), distance: 1 - k },
+        ]
     }
 
     /// The ops of a launch order, by index; what the problem does not have is passed over.

@@ -4,7 +4,11 @@
 //! repetitions before, and i at least d_j after j of 1-k repetitions before. A node of the search has fixed k for some pairs;
 //! its shortest period is a bound for all below it. It is a solution if no pair overlaps; else a pair that does is split by k.
 
+#[cfg(feature = "highs")]
+use super::ilp::{self, Answer};
 use super::{CyclicProblem, CyclicSchedule, Edge, period};
+#[cfg(feature = "highs")]
+use crate::passes::solver;
 use crate::units::Nanos;
 
 /// How much may be looked at. A count, so that the answer is the same on every machine.
@@ -20,6 +24,10 @@ impl Default for Limits {
     }
 }
 
+/// What the solver may look at where the search has run out of nodes.
+#[cfg(feature = "highs")]
+const SOLVER: solver::Limits = solver::Limits { nodes: 20_000 };
+
 /// The schedule with the shortest period if nothing slowed anything, or the best one found within the limits; at least as good as `start` if that is a
 /// launch order that the needs allow. `None` if there is no schedule at all.
 pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Option<CyclicSchedule> {
@@ -34,6 +42,8 @@ pub fn search(problem: &CyclicProblem, start: &[&[usize]], limits: Limits) -> Op
     } else {
         run.complete = false;
     }
+    #[cfg(feature = "highs")]
+    run.ask_the_solver();
     let (period, starts) = run.best?;
     // If everything was looked at, what was found is the best there is.
     let bound = if run.complete { period } else { run.bound };
@@ -62,7 +72,7 @@ impl Search<'_> {
         for (at, &i) in order.iter().enumerate() {
             for &j in &order[at + 1..] {
                 if self.problem.ops[i].engine == self.problem.ops[j].engine {
-                    edges.extend(self.ordered(i, j, 0));
+                    edges.extend(self.problem.ordered(i, j, 0));
                 }
             }
         }
@@ -103,19 +113,10 @@ impl Search<'_> {
         let anchors = anchored || self.sides_differ(&conflict);
         for (_, k) in branches {
             let length = edges.len();
-            edges.extend(self.ordered(conflict.i, conflict.j, k));
+            edges.extend(self.problem.ordered(conflict.i, conflict.j, k));
             self.descend(edges, anchors);
             edges.truncate(length);
         }
-    }
-
-    /// The two edges that keep i and j apart: j after i of k repetitions before, i after j of 1-k.
-    fn ordered(&self, i: usize, j: usize, k: i64) -> [Edge; 2] {
-        let weight = |op: usize| self.problem.ops[op].duration.0 as i64;
-        [
-            Edge { from: i, to: j, weight: weight(i), distance: k },
-            Edge { from: j, to: i, weight: weight(j), distance: 1 - k },
-        ]
     }
 
     /// The pair that overlaps most.
@@ -145,7 +146,7 @@ impl Search<'_> {
         let length = edges.len();
         let mut try_k = |k: i64| {
             edges.truncate(length);
-            edges.extend(self.ordered(conflict.i, conflict.j, k));
+            edges.extend(self.problem.ordered(conflict.i, conflict.j, k));
             let timing = period(self.problem.ops.len(), &edges, self.bound)?;
             let better = self.best.as_ref().is_none_or(|(best, _)| timing.period < *best);
             better.then_some((timing.period, k))
@@ -165,6 +166,19 @@ impl Search<'_> {
         }
     }
 
+    /// Where the limits cut something off: whether an integer program finds a shorter period, or proves that there is none.
+    #[cfg(feature = "highs")]
+    fn ask_the_solver(&mut self) {
+        let Some(longest) = self.best.as_ref().map(|(best, _)| *best).filter(|best| *best > self.bound) else { return };
+        if self.complete {
+            return;
+        }
+        if let Answer::Found { timing, bound } = ilp::shortest(self.problem, longest, SOLVER) {
+            self.keep(timing.period, &timing.starts);
+            self.bound = self.bound.max(bound);
+        }
+    }
+
     fn sides_differ(&self, conflict: &Conflict) -> bool {
         let forward = |op: usize| self.problem.ops[op].phase == crate::ir::Phase::F;
         forward(conflict.i) != forward(conflict.j)
@@ -173,7 +187,7 @@ impl Search<'_> {
 
 /// The fewest repetitions on a path of edges; `None` if there is no path. Edges that can be kept at all have no cycle of
 /// negative distance.
-fn nearest(ops: usize, edges: &[Edge], from: usize, to: usize) -> Option<i64> {
+pub(super) fn nearest(ops: usize, edges: &[Edge], from: usize, to: usize) -> Option<i64> {
     let mut distance: Vec<Option<i64>> = vec![None; ops];
     distance[from] = Some(0);
     for _ in 0..ops {

@@ -5,6 +5,9 @@ use crate::job::training::PairOrder;
 use crate::passes::overlap::launch_order;
 use Component::{Attention, Combine, Dispatch, Mlp};
 
+/// Enough for what is asked here.
+const SOLVER: crate::passes::solver::Limits = crate::passes::solver::Limits { nodes: 100_000 };
+
 /// DeepSeek-V3's training trace: means per component, in ns (published profile; 20 SMs for communication).
 fn deepseek() -> CyclicProblem {
     CyclicProblem::layer_pair(|component, phase| {
@@ -124,20 +127,23 @@ proptest::proptest! {
         proptest::prop_assert!(found.proved(), "{} nodes", found.nodes);
         proptest::prop_assert!(possible(&problem, found.period.0), "{found:?}");
         // And by a solver that knows nothing of branch and bound over repetitions.
-        proptest::prop_assert!(matches!(ilp::possible(&problem, found.period), ilp::Answer::Possible(_)), "{found:?}");
-        let shorter = ilp::possible(&problem, Nanos(found.period.0 - 1));
-        proptest::prop_assert!(found.period == Nanos(1) || shorter == ilp::Answer::Impossible, "{found:?} {shorter:?}");
+        let answer = ilp::shortest(&problem, Nanos(found.period.0 + 1), SOLVER);
+        let ilp::Answer::Found { timing, bound } = &answer else { panic!("{found:?} {answer:?}") };
+        proptest::prop_assert_eq!((timing.period, *bound), (found.period, found.period));
+        let shorter = ilp::shortest(&problem, Nanos(found.period.0 - 1), SOLVER);
+        proptest::prop_assert_eq!(shorter, ilp::Answer::Impossible, "{:?}", found);
         let least = (1..=found.period.0).find(|&period| possible(&problem, period));
         proptest::prop_assert_eq!(least, Some(found.period.0));
     }
 }
 
-/// The solver finds the trace's optimum by itself, and that nothing is shorter.
+/// The solver finds the trace's optimum by itself.
 #[test]
 fn the_solver_agrees_on_the_trace() {
     let problem = deepseek();
-    assert!(matches!(ilp::possible(&problem, Nanos(29_540_000)), ilp::Answer::Possible(_)));
-    assert_eq!(ilp::possible(&problem, Nanos(29_530_000)), ilp::Answer::Impossible);
+    let answer = ilp::shortest(&problem, Nanos(30_270_000), SOLVER);
+    let ilp::Answer::Found { timing, bound } = answer else { panic!("{answer:?}") };
+    assert_eq!((timing.period, bound), (Nanos(29_540_000), Nanos(29_540_000)));
 }
 
 /// All ten ops with durations from 1 to 4, in a fixed pseudo-random order.
@@ -156,7 +162,7 @@ fn drawn(case: u64) -> CyclicProblem {
 }
 
 /// Branch and bound against trying everything where all ten ops are there: the period is possible, and one less is not. In some
-/// cases the bound cannot be reached; those are what a search can get wrong.
+/// cases the bound cannot be reached; those are what a search can get wrong, so there the solver is asked as well.
 #[test]
 fn whole_pairs_equal_exhaustive_search() {
     let mut above_the_bound = 0;
@@ -169,8 +175,27 @@ fn whole_pairs_equal_exhaustive_search() {
         if found.period > problem.bound() {
             above_the_bound += 1;
             assert!(!possible(&problem, found.period.0 - 1), "case {case}: {found:?}");
+            let answer = ilp::shortest(&problem, found.period, SOLVER);
+            let ilp::Answer::Found { timing, bound } = &answer else { panic!("case {case}: {answer:?}") };
+            assert_eq!((timing.period, *bound), (found.period, found.period), "case {case}");
         }
     }
     println!("{above_the_bound} of 300 above the bound");
     assert!(above_the_bound >= 3);
+}
+
+/// Where branch and bound has no nodes, the solver finds and proves the same.
+#[cfg(feature = "highs")]
+#[test]
+fn the_solver_takes_over() {
+    let mut taken_over = 0;
+    for case in 0..60 {
+        let problem = drawn(case);
+        let whole = search(&problem, &[], Limits::default()).expect("a schedule");
+        let start = problem.indices(launch_order(PairOrder::DeepSeek));
+        let cut_off = search(&problem, &[&start], Limits { nodes: 0 }).expect("a schedule");
+        assert_eq!((cut_off.period, cut_off.bound), (whole.period, whole.bound), "case {case}");
+        taken_over += u32::from(problem.timing_of(&start).expect("it fits").period > problem.bound());
+    }
+    assert!(taken_over >= 10, "{taken_over}");
 }

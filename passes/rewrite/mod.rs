@@ -1,0 +1,3 @@
+//! Equal programs for a chunk, and the choice of one of them.
+
+pub mod extract;
