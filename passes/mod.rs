@@ -9,6 +9,7 @@ pub mod lower;
 pub mod overlap;
 pub mod pipeline;
 pub mod place;
+pub mod rewrite;
 pub mod split;
 pub mod unit_work;
 
