@@ -249,7 +249,5 @@ fn computed(leaf: &Leaf, layer: Layer, part: Part) -> (Vec<Kind>, Vec<Kind>) {
 
 /// The tokens as bits, one for each of [`FINEST`] parts.
 fn mask(tokens: Tokens) -> u8 {
-    (0..FINEST)
-        .filter(|&part| tokens.meet(Tokens { part, parts: FINEST }))
-        .fold(0, |mask, part| mask | 1 << part)
+    (0..FINEST).filter(|&part| tokens.meet(Tokens { part, parts: FINEST })).fold(0, |mask, part| mask | 1 << part)
 }

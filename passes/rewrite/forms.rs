@@ -241,7 +241,9 @@ fn in_words(ops: &Ordered) -> Vec<String> {
             beside => format!("runs beside {}", joined(&beside)),
         };
         match leaf.step {
-            Step::Shared if leaf.phase == LeafPhase::W => say(format!("{phase}: the shared expert is an op of its own")),
+            Step::Shared if leaf.phase == LeafPhase::W => {
+                say(format!("{phase}: the shared expert is an op of its own"))
+            }
             Step::Shared => say(format!("{phase}: the shared expert {place}")),
             Step::Again => say(format!("{phase}: what {component} computes again {place}")),
             Step::Main | Step::Quantise | Step::Pack => {}

@@ -151,9 +151,7 @@ fn float_weight_gradient(programs: &Programs, node: &Chunk) -> Vec<Term> {
 fn shared_beside(programs: &Programs, node: &Chunk) -> Vec<Term> {
     match node {
         Chunk::Leaf(leaf)
-            if includes_shared(leaf, programs.analysis.layer)
-                && leaf.phase != LeafPhase::B
-                && !leaf.without_again =>
+            if includes_shared(leaf, programs.analysis.layer) && leaf.phase != LeafPhase::B && !leaf.without_again =>
         {
             let shared = Leaf { step: Step::Shared, ..*leaf };
             vec![Term::Par(vec![Term::Leaf(shared), Term::Leaf(Leaf { without_shared: true, ..*leaf })])]
@@ -240,16 +238,22 @@ fn split_tokens(programs: &Programs, node: &Chunk) -> Vec<Term> {
 
 /// The exchanges in front of two halves are one.
 fn fuse_first_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(programs, node, |chain| chain.split_first().map(|(&end, rest)| (end, rest)), |exchange, rest| {
-        Term::Seq(vec![exchange, rest])
-    })
+    fuse(
+        programs,
+        node,
+        |chain| chain.split_first().map(|(&end, rest)| (end, rest)),
+        |exchange, rest| Term::Seq(vec![exchange, rest]),
+    )
 }
 
 /// The exchanges at the end of two halves are one.
 fn fuse_last_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(programs, node, |chain| chain.split_last().map(|(&end, rest)| (end, rest)), |exchange, rest| {
-        Term::Seq(vec![rest, exchange])
-    })
+    fuse(
+        programs,
+        node,
+        |chain| chain.split_last().map(|(&end, rest)| (end, rest)),
+        |exchange, rest| Term::Seq(vec![rest, exchange]),
+    )
 }
 
 /// Recomputation is an op of its own.

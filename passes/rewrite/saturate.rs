@@ -63,7 +63,10 @@ pub fn plain(layer: Layer, site: u16) -> [Term; 2] {
         Dispatch | Combine => LeafPhase::I,
         _ => LeafPhase::B,
     };
-    [chain(&[Attention, Dispatch, Mlp, Combine], |_| LeafPhase::F), chain(&[Combine, Mlp, Dispatch, Attention], backward)]
+    [
+        chain(&[Attention, Dispatch, Mlp, Combine], |_| LeafPhase::F),
+        chain(&[Combine, Mlp, Dispatch, Attention], backward),
+    ]
 }
 
 /// Every program of a layer that the rules reach from the [`plain`] ones.
@@ -87,7 +90,9 @@ pub fn saturate_from<'a>(
 ) -> Result<Saturated<'a>> {
     if let Some(name) = options.off.iter().find(|name| RULES.iter().all(|rule| rule.name != **name)) {
         let known: Vec<&str> = RULES.iter().map(|rule| rule.name).collect();
-        return Err(Error::new(format!("there is no rewrite rule `{name}`")).help(format!("rules: {}", known.join(", "))));
+        return Err(
+            Error::new(format!("there is no rewrite rule `{name}`")).help(format!("rules: {}", known.join(", ")))
+        );
     }
     let used = RULES.into_iter().filter(|rule| !options.off.contains(rule.name));
     let rules = used.map(Rule::rewrite).collect::<std::result::Result<Vec<_>, String>>().map_err(Error::new)?;
