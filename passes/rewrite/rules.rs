@@ -238,22 +238,12 @@ fn split_tokens(programs: &Programs, node: &Chunk) -> Vec<Term> {
 
 /// The exchanges in front of two halves are one.
 fn fuse_first_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(
-        programs,
-        node,
-        |chain| chain.split_first().map(|(&end, rest)| (end, rest)),
-        |exchange, rest| Term::Seq(vec![exchange, rest]),
-    )
+    fuse(programs, node, End::First)
 }
 
 /// The exchanges at the end of two halves are one.
 fn fuse_last_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(
-        programs,
-        node,
-        |chain| chain.split_last().map(|(&end, rest)| (end, rest)),
-        |exchange, rest| Term::Seq(vec![rest, exchange]),
-    )
+    fuse(programs, node, End::Last)
 }
 
 /// Recomputation is an op of its own.
@@ -300,30 +290,43 @@ fn store(_: &Programs, node: &Chunk) -> Vec<Term> {
     }
 }
 
-/// Joins the exchanges at one end of two chains over halves of the tokens. `end` takes a chain apart, `join` puts the
-/// exchange of all tokens where the two were.
-fn fuse(
-    programs: &Programs,
-    node: &Chunk,
-    end: fn(&[Id]) -> Option<(Id, &[Id])>,
-    join: fn(Term, Term) -> Term,
-) -> Vec<Term> {
+/// An end of a sequence.
+#[derive(Clone, Copy)]
+enum End {
+    First,
+    Last,
+}
+
+/// Joins the exchanges at one end of two chains over halves of the tokens.
+fn fuse(programs: &Programs, node: &Chunk, end: End) -> Vec<Term> {
     let Chunk::Par(parts) = node else { return Vec::new() };
     let &[one, other] = &**parts else { return Vec::new() };
-    let ends = |chain| -> Vec<(Leaf, &[Id])> {
-        let ends = sequences(programs, chain).filter_map(end);
-        ends.filter_map(|(exchange, rest)| Some((half_exchange(programs, exchange)?, rest))).collect()
-    };
     let mut found = Vec::new();
-    for (mine, my_rest) in ends(one) {
-        for (theirs, their_rest) in ends(other) {
-            if are_halves_of_one(mine, theirs) && !my_rest.is_empty() && !their_rest.is_empty() {
-                let whole = Leaf { tokens: Tokens::ALL, ..mine };
-                found.push(join(Term::Leaf(whole), Term::Par(vec![sequence(my_rest), sequence(their_rest)])));
+    for (mine, my_rest) in half_exchanges(programs, one, end) {
+        for (theirs, their_rest) in half_exchanges(programs, other, end) {
+            if are_halves_of_one(mine, theirs) {
+                let whole = Term::Leaf(Leaf { tokens: Tokens::ALL, ..mine });
+                let rest = Term::Par(vec![sequence(my_rest), sequence(their_rest)]);
+                found.push(Term::Seq(match end {
+                    End::First => vec![whole, rest],
+                    End::Last => vec![rest, whole],
+                }));
             }
         }
     }
     found
+}
+
+/// Sequences in a class that have an exchange of half of the tokens at this end: it, and the rest.
+fn half_exchanges<'g>(programs: &'g Programs, class: Id, end: End) -> Vec<(Leaf, &'g [Id])> {
+    let found = sequences(programs, class).filter_map(|parts| {
+        let (&exchange, rest) = match end {
+            End::First => parts.split_first()?,
+            End::Last => parts.split_last()?,
+        };
+        Some((half_exchange(programs, exchange)?, rest))
+    });
+    found.collect()
 }
 
 /// The exchange on half of the tokens that a class is, in its plain form.
