@@ -5,6 +5,9 @@
 //! W) is not seen from outside. Every op occurs once in a program, so a value that is hidden in one class is not one that
 //! another class of the same program touches: [`Effects::independent`] need not look inside.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use egg::{Analysis, DidMerge, Id, Language as _};
 
 use super::effects::{Effects, leaf_effects};
@@ -41,12 +44,24 @@ pub struct Load {
 pub type LeafLoad<'a> = &'a dyn Fn(&Leaf) -> Option<Load>;
 
 /// The e-graph's analysis: the layer, and what its ops cost.
-#[derive(Clone, Copy)]
 pub struct Facts<'a> {
     /// The layer.
     pub layer: Layer,
-    /// Its ops.
-    pub load: LeafLoad<'a>,
+    load: LeafLoad<'a>,
+    /// Loads that were asked for before.
+    known: RefCell<BTreeMap<Leaf, Option<Load>>>,
+}
+
+impl<'a> Facts<'a> {
+    /// `load` is asked once for each op.
+    pub fn new(layer: Layer, load: LeafLoad<'a>) -> Self {
+        Self { layer, load, known: RefCell::default() }
+    }
+
+    /// What an op costs; `None` if there is no such op.
+    pub fn load(&self, leaf: &Leaf) -> Option<Load> {
+        *self.known.borrow_mut().entry(*leaf).or_insert_with(|| (self.load)(leaf))
+    }
 }
 
 /// What is known of a class.
@@ -54,8 +69,8 @@ pub struct Facts<'a> {
 pub struct Known {
     /// The values that its programs read and write.
     pub effects: Effects,
-    /// For each engine, no program of the class loads it less; an op that there is not counts nothing.
-    pub least: Load,
+    /// For each engine, no program of the class loads it less. `None` if all have ops that there are not.
+    pub least: Option<Load>,
 }
 
 impl Load {
@@ -84,22 +99,27 @@ impl Analysis<Chunk> for Facts<'_> {
 
     fn make(programs: &mut Programs, node: &Chunk, _: Id) -> Known {
         let parts = || node.children().iter().map(|&id| &programs[id].data);
-        let least = parts().fold(Load::default(), |sum, part| sum.sum(part.least));
+        let effects = || parts().map(|part| &part.effects);
+        let facts = &programs.analysis;
         match node {
-            Chunk::Leaf(leaf) => {
-                let Facts { layer, load } = programs.analysis;
-                Known { effects: leaf_effects(leaf, layer), least: load(leaf).unwrap_or_default() }
-            }
-            Chunk::Seq(_) => Known { effects: Effects::one_after_the_other(parts().map(|part| &part.effects)), least },
-            Chunk::Par(_) => Known { effects: Effects::side_by_side(parts().map(|part| &part.effects)), least },
+            Chunk::Leaf(leaf) => Known { effects: leaf_effects(leaf, facts.layer), least: facts.load(leaf) },
+            Chunk::Seq(_) => Known { effects: Effects::one_after_the_other(effects()), least: total(parts()) },
+            Chunk::Par(_) => Known { effects: Effects::side_by_side(effects()), least: total(parts()) },
         }
     }
 
     fn merge(&mut self, a: &mut Known, b: Known) -> DidMerge {
         assert_eq!(a.effects, b.effects, "a rule made two programs equal that do not read and write the same");
-        let least = a.least.least(b.least);
+        let least = match (a.least, b.least) {
+            (Some(one), Some(other)) => Some(one.least(other)),
+            (one, other) => one.or(other),
+        };
         let did = DidMerge(least != a.least, least != b.least);
         a.least = least;
         did
     }
+}
+
+fn total<'k>(mut parts: impl Iterator<Item = &'k Known>) -> Option<Load> {
+    parts.try_fold(Load::default(), |sum, part| Some(sum.sum(part.least?)))
 }

@@ -64,43 +64,30 @@ impl Alternatives {
     /// Of a saturated e-graph. Its ops are those whose load is known.
     pub fn new(saturated: &Saturated) -> Self {
         let programs = &saturated.programs;
+        let possible = |node: &Chunk| match node {
+            Chunk::Leaf(leaf) => programs.analysis.load(leaf).is_some(),
+            Chunk::Seq(parts) | Chunk::Par(parts) => parts.iter().all(|&part| programs[part].data.least.is_some()),
+        };
+        let nodes = |class: Id| programs[class].iter().filter(move |node| possible(node));
         let roots = [saturated.forward, saturated.backward].map(|root| programs.find(root));
         let mut reached: BTreeSet<Id> = BTreeSet::new();
         let mut open = roots.to_vec();
         while let Some(class) = open.pop() {
             if reached.insert(class) {
-                open.extend(programs[class].iter().flat_map(|node| node.children()).map(|&child| programs.find(child)));
+                open.extend(nodes(class).flat_map(|node| node.children()).map(|&child| programs.find(child)));
             }
         }
         let known: BTreeMap<Id, usize> = reached.iter().enumerate().map(|(index, &class)| (class, index)).collect();
         let indices = |ids: &[Id]| ids.iter().map(|&id| known[&programs.find(id)]).collect();
         let alternative = |node: &Chunk| match node {
-            Chunk::Leaf(leaf) => (programs.analysis.load)(leaf).map(|_| Alternative::Leaf(*leaf)),
-            Chunk::Seq(parts) => Some(Alternative::Seq(indices(parts))),
-            Chunk::Par(parts) => Some(Alternative::Par(indices(parts))),
+            Chunk::Leaf(leaf) => Alternative::Leaf(*leaf),
+            Chunk::Seq(parts) => Alternative::Seq(indices(parts)),
+            Chunk::Par(parts) => Alternative::Par(indices(parts)),
         };
-        let mut all = Self {
-            classes: reached.iter().map(|&class| programs[class].iter().filter_map(alternative).collect()).collect(),
+        Self {
+            classes: reached.iter().map(|&class| nodes(class).map(alternative).collect()).collect(),
             roots: roots.map(|root| known[&root]),
             layer: programs.analysis.layer,
-        };
-        all.remove_impossible();
-        all
-    }
-
-    /// Removes nodes with a part that no program is left for, until there are none.
-    fn remove_impossible(&mut self) {
-        loop {
-            let empty: Vec<bool> = self.classes.iter().map(Vec::is_empty).collect();
-            let mut removed = false;
-            for class in &mut self.classes {
-                let before = class.len();
-                class.retain(|node| node.parts().iter().all(|&part| !empty[part]));
-                removed |= class.len() < before;
-            }
-            if !removed {
-                return;
-            }
         }
     }
 
@@ -245,7 +232,7 @@ fn in_words(ops: &Ordered) -> Vec<String> {
                 say(format!("{phase}: the shared expert is an op of its own"))
             }
             Step::Shared => say(format!("{phase}: the shared expert {place}")),
-            Step::Again => say(format!("{phase}: what {component} computes again {place}")),
+            Step::Again => say(format!("{phase}: recomputation for {component} {place}")),
             Step::Main | Step::Quantise | Step::Pack => {}
         }
         if leaf.step == Step::Main && leaf.exchange.route == Route::TwoHop {
@@ -269,7 +256,7 @@ fn in_words(ops: &Ordered) -> Vec<String> {
         }
     }
     for leaf in &ops.stored {
-        say(format!("{:?}: what {} would compute again is stored by F", leaf.phase, name(leaf.component)));
+        say(format!("{:?}: {} activations are stored by F, not recomputed", leaf.phase, name(leaf.component)));
     }
     words
 }

@@ -47,7 +47,7 @@ impl Rule {
 
     /// What it makes of a node, but for programs with ops that there are not.
     fn terms(&self, programs: &Programs, node: &Chunk) -> Vec<Term> {
-        let exists = |leaf: &Leaf| (programs.analysis.load)(leaf).is_some();
+        let exists = |leaf: &Leaf| programs.analysis.load(leaf).is_some();
         let mut terms = (self.find)(programs, node);
         terms.retain(|term| term.leaves().iter().all(exists));
         terms
@@ -343,20 +343,20 @@ fn are_halves_of_one(one: Leaf, other: Leaf) -> bool {
 /// expert's work in it an MLP op is no link of the chain: that work does not wait for the exchange.
 fn experts_chain(programs: &Programs, parts: &[Id]) -> Option<[Leaf; 3]> {
     let &[first, second, third] = parts else { return None };
-    let layer = programs.analysis.layer;
-    let plain = |leaf: &Leaf| leaf.tokens.is_all() && leaf.step == Step::Main && leaf.exchange == Default::default();
-    let exchange = |class| leaf_of(programs, class, |leaf| plain(leaf) && leaf.is_exchange());
-    let experts = |leaf: &Leaf| {
-        plain(leaf) && leaf.component == Component::Mlp && !leaf.without_again && !includes_shared(leaf, layer)
+    let plain = |leaf: &Leaf| {
+        leaf.tokens.is_all() && leaf.step == Step::Main && leaf.exchange == Default::default() && !leaf.without_again
     };
-    let chain = [exchange(first)?, leaf_of(programs, second, experts)?, exchange(third)?];
-    let ends = match chain[1].phase {
-        LeafPhase::F => [Component::Dispatch, Component::Combine],
-        LeafPhase::I => [Component::Combine, Component::Dispatch],
+    let op = |class| leaf_of(programs, class, plain);
+    let chain = [op(first)?, op(second)?, op(third)?];
+    let experts = &chain[1];
+    let components = match experts.phase {
+        LeafPhase::F => [Component::Dispatch, Component::Mlp, Component::Combine],
+        LeafPhase::I => [Component::Combine, Component::Mlp, Component::Dispatch],
         LeafPhase::W | LeafPhase::B => return None,
     };
-    let alike = chain.iter().all(|leaf| leaf.phase == chain[1].phase && leaf.site == chain[1].site);
-    (alike && [chain[0].component, chain[2].component] == ends).then_some(chain)
+    let alike = chain.iter().all(|leaf| leaf.phase == experts.phase && leaf.site == experts.site);
+    let is_chain = alike && chain.map(|leaf| leaf.component) == components;
+    (is_chain && !includes_shared(experts, programs.analysis.layer)).then_some(chain)
 }
 
 /// An exchange by SMs.

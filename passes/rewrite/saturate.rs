@@ -97,10 +97,10 @@ pub fn saturate_from<'a>(
     let used = RULES.into_iter().filter(|rule| !options.off.contains(rule.name));
     let rules = used.map(Rule::rewrite).collect::<std::result::Result<Vec<_>, String>>().map_err(Error::new)?;
 
-    let mut programs = EGraph::new(Facts { layer, load });
+    let mut programs = EGraph::new(Facts::new(layer, load));
     let roots = start.map(|term| term.add_to(&mut programs));
     programs.rebuild();
-    let runner = Runner::<_, _, ()>::new(Facts { layer, load })
+    let runner = Runner::<_, _, ()>::new(Facts::new(layer, load))
         .with_egraph(programs)
         .with_iter_limit(options.iterations)
         .with_node_limit(options.nodes)
@@ -126,8 +126,9 @@ impl Saturated<'_> {
         self.programs.number_of_classes()
     }
 
-    /// For each engine, the least that a forward and a backward together load it.
-    pub fn least(&self) -> Load {
-        self.programs[self.forward].data.least.sum(self.programs[self.backward].data.least)
+    /// For each engine, the least that a forward and a backward together load it. `None` if one of them has no program.
+    pub fn least(&self) -> Option<Load> {
+        let of = |root| self.programs[root].data.least;
+        Some(of(self.forward)?.sum(of(self.backward)?))
     }
 }

@@ -115,8 +115,8 @@ fn halves_fused_in_front_stored_and_computed_again() {
         form.rewrites,
         [
             "F: experts and combine in 2 parts of the tokens",
-            "I: what experts computes again runs beside combine",
-            "I: what attention would compute again is stored by F",
+            "I: recomputation for experts runs beside combine",
+            "I: attention activations are stored by F, not recomputed",
         ]
     );
 }
@@ -129,6 +129,39 @@ fn exchanges_in_other_forms() {
         "(seq combine.I mlp.B dispatch.I attention.B)",
     );
     assert_eq!(form.rewrites, ["F: dispatch sends FP8", "F: dispatch is done by copy engines"]);
+}
+
+/// Shared expert beside halves of the tokens, two hops, FP8, recomputation beside the exchanges, weight gradients last.
+#[test]
+fn everything_at_once() {
+    let f = "(seq dispatch.F.two-hop.N/2 mlp.F.no-shared.N/2 (seq combine.F.quantise.N/2 combine.F.fp8.N/2))";
+    let i = "(seq (par combine.I.two-hop.N/2 mlp.I.again.no-shared.N/2) mlp.I.no-shared.no-again.N/2 dispatch.I.N/2)";
+    let both = |half: &str| format!("(par {} {})", half.replace('N', "0"), half.replace('N', "1"));
+    let form = form(
+        Layer { fp8: true, ..SPREAD },
+        &format!("(seq attention.F (par mlp.F.shared {}))", both(f)),
+        &format!(
+            "(seq (par (par mlp.I.shared {}) attention.I.again) attention.I.no-again \
+             (par (par mlp.W.shared mlp.W.no-shared) attention.W))",
+            both(i)
+        ),
+    );
+    assert_eq!((form.f.len(), form.i.len(), form.w.len()), (10, 11, 3));
+    assert_eq!(
+        form.rewrites,
+        [
+            "F: the shared expert runs beside dispatch, experts and combine",
+            "F: dispatch goes over the network once per node, then over NVLink",
+            "F: dispatch, experts and combine in 2 parts of the tokens",
+            "F: combine sends FP8",
+            "I: recomputation for attention runs beside combine, experts and dispatch",
+            "I: the shared expert runs beside combine, experts and dispatch",
+            "I: combine goes over the network once per node, then over NVLink",
+            "I: combine, experts and dispatch in 2 parts of the tokens",
+            "I: recomputation for experts runs beside combine, experts and dispatch",
+            "W: the shared expert is an op of its own",
+        ]
+    );
 }
 
 #[test]
