@@ -246,6 +246,13 @@ const WRONG: &[Wrong] = &[
         differs: true,
     },
     Wrong { layer: SPREAD, from: "mlp.I", to: "(seq mlp.I.again mlp.I.no-again)", differs: false },
+    // Beside what is no exchange it would gain nothing.
+    Wrong {
+        layer: SPREAD,
+        from: "(seq attention.F@1 attention.I)",
+        to: "(seq (par attention.F@1 attention.I.again) attention.I.no-again)",
+        differs: false,
+    },
     Wrong { layer: ROUTED_ONLY, from: "mlp.F", to: "(seq mlp.F.again mlp.F.no-again)", differs: false },
 ];
 
