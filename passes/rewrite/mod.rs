@@ -1,3 +1,19 @@
-//! Equal programs for a chunk, and the choice of one of them.
+//! `rewrite`: every program of a layer that is equal to the plain one, by equality saturation, and which of them to schedule.
+//!
+//! A layer's forward and backward are terms over `seq`, `par` and ops ([`language`]). [`rules`] say which terms are equal,
+//! each under its condition; what they may ask about is the [`analysis`], above all what a program reads and writes
+//! ([`effects`]). [`saturate`] applies them until nothing is new, [`extract`] chooses from the result by what engines have to
+//! do, [`forms`] turns what is chosen into ops, and [`choose`] asks for a few choices for a job's layer. In which order ops
+//! run is a question for `overlap`.
 
+pub mod analysis;
+pub mod choose;
+pub mod effects;
 pub mod extract;
+pub mod forms;
+pub mod language;
+pub mod rules;
+pub mod saturate;
+
+#[cfg(test)]
+mod tests;
