@@ -14,15 +14,18 @@ pub mod solver;
 pub mod split;
 pub mod unit_work;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::error::Result;
-use crate::ir::{ChunkId, Hops, Layout, Stage, Timetable};
+use crate::ir::{ChunkId, Hops, Layout, Stage, Timetable, Unit};
 use crate::job::Job;
 use crate::job::sms::CommunicationSms;
-use crate::job::training::ScheduleKind;
+use crate::job::training::{PairOrder, ScheduleKind};
 use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
 use crate::units::Nanos;
 use overlap::{Budget, StageForms};
+use rewrite::choose::{Asked, Rewritten};
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,25 +84,64 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
         CommunicationSms::Fixed(sms) => vec![sms],
         CommunicationSms::Best | CommunicationSms::Each => overlap::budget::promising(job, &machine),
     };
-    let with = |budget: Budget| inside_chunks_with(job, &machine, budget);
-    let tried = numbers.into_iter().map(|sms| with(Budget::fixed(sms))).collect::<Result<Vec<_>>>()?;
+    let plain = |sms: u32| inside_chunks_with(job, &machine, Budget::fixed(sms), &BTreeMap::new());
+    let tried = numbers.into_iter().map(plain).collect::<Result<Vec<_>>>()?;
     let best = shortest(training.schedule, tried)?;
-    let Some(best) = best else { return with(Budget::fixed(2)) };
-    if training.communication_sms != CommunicationSms::Each {
+    let Some(best) = best else { return plain(2) };
+    let rewritten = rewritten(job, &machine, &best)?;
+    let offered = match training.communication_sms {
+        CommunicationSms::Each => overlap::budget::offered(job),
+        CommunicationSms::Fixed(_) | CommunicationSms::Best => Vec::new(),
+    };
+    if rewritten.is_empty() && offered.is_empty() {
         return Ok(best);
     }
-    with(Budget { sms: best.budget.sms, offered: overlap::budget::offered(job) })
+    inside_chunks_with(job, &machine, Budget { sms: best.budget.sms, offered }, &rewritten)
 }
 
-fn inside_chunks_with(job: &Job, machine: &Machine, budget: Budget) -> Result<Chunks> {
+/// What `rewrite` makes of each kind of layer with experts, with the SMs that were chosen for its plain form. Nothing if the
+/// order is not searched for, or no rule may be used.
+fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Rewritten>> {
+    let training = &job.training;
+    let mut rewritten = BTreeMap::new();
+    if training.overlap != PairOrder::Search || training.without_rewrites.iter().any(|rule| rule == rewrite::ALL) {
+        return Ok(rewritten);
+    }
+    let units = plain.lowered.stages.iter().flat_map(|stage| &stage.units);
+    let kinds: BTreeSet<Unit> = units.map(|&unit| lower::alike(job, unit)).collect();
+    for unit in kinds {
+        let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit };
+        if let Some(found) = asked.choose(&rewrite::options(job))? {
+            rewritten.insert(unit, found);
+        }
+    }
+    Ok(rewritten)
+}
+
+/// With these SMs for exchanges; each program may have the form of its units that is the best for it.
+fn inside_chunks_with(
+    job: &Job,
+    machine: &Machine,
+    budget: Budget,
+    rewritten: &BTreeMap<Unit, Rewritten>,
+) -> Result<Chunks> {
     let lowered = lower::lower(job, machine, budget.sms)?;
-    let split = split::split(job, &lowered);
+    let mut split = split::split(job, &lowered);
     let options = overlap::Options {
         budget: budget.clone(),
         order: job.training.overlap,
         pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
-    let forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
+    let mut forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
+    let choices = rewritten.values().map(|rewritten| rewritten.choices.len()).max().unwrap_or(0);
+    for choice in 0..choices {
+        let form = |unit: Unit| Some(&rewritten.get(&unit)?.choices.get(choice)?.form);
+        for ((stage, forms), other) in split.iter_mut().zip(&mut forms).zip(split::split_as(job, &lowered, &form)) {
+            // Whichever form a program takes, its exchanges have room.
+            stage.chunk.exchange_buffer = stage.chunk.exchange_buffer.max(other.chunk.exchange_buffer);
+            forms.rewritten.push(other.chunk);
+        }
+    }
     let overlapped = overlap::overlap(&forms, &lowered.layout, machine, options);
     Ok(Chunks { machine: machine.clone(), lowered, split, overlapped, budget })
 }

@@ -62,7 +62,7 @@ impl Arrangement {
     }
 
     /// How long the program takes: as `sim` times it, from the table of times.
-    fn length(&self, table: &TimeTable) -> Nanos {
+    pub fn length(&self, table: &TimeTable) -> Nanos {
         let timed = Timed { arrangement: self, program: &self.outline(table), table };
         run_streams(&timed).into_iter().map(|span| span.end).max().unwrap_or_default()
     }

@@ -17,6 +17,8 @@ pub use orders::launch_order;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use orders::Effort;
+
 use crate::ir::{
     Chunk, Component, Hops, Layout, Op, PairCost, Phase, Problem, Program, ProgramKind, ProgramOp, StageCost,
 };
@@ -136,6 +138,9 @@ impl Overlapped {
     }
 }
 
+/// How many rewritten forms of a program are searched for an order: those that look shortest at a glance.
+const WORTH_SEARCHING: usize = 2;
+
 /// Programs so far, without repetition.
 struct Programs<'a> {
     machine: &'a Machine,
@@ -154,11 +159,19 @@ impl Programs<'_> {
         let in_form = |stage: Option<&'_ StageForms>, form: usize| {
             stage.map(|stage| stage.get(form).unwrap_or(&stage.plain).clone())
         };
-        let mut best = self.arrange(kind, in_form(forward, 0), in_form(backward, 0));
+        let arrange =
+            |form: usize, effort: Effort| self.arrange(kind, in_form(forward, form), in_form(backward, form), effort);
+        let mut best = arrange(0, Effort::Search);
         let mut bound = best.1.bound;
+        let mut others: Vec<(Nanos, usize)> = Vec::new();
         for form in 1..=forms {
-            let other = self.arrange(kind, in_form(forward, form), in_form(backward, form));
-            bound = bound.min(other.1.bound);
+            let (time, program) = arrange(form, Effort::Glance);
+            bound = bound.min(program.bound);
+            others.push((time, form));
+        }
+        others.sort_unstable();
+        for (_, form) in others.into_iter().take(WORTH_SEARCHING) {
+            let other = arrange(form, Effort::Search);
             // Of equals the first: the plain one.
             if other.0 < best.0 {
                 best = other;
@@ -175,11 +188,17 @@ impl Programs<'_> {
         index
     }
 
-    fn arrange(&self, kind: ProgramKind, forward: Option<Chunk>, backward: Option<Chunk>) -> (Nanos, Program) {
+    fn arrange(
+        &self,
+        kind: ProgramKind,
+        forward: Option<Chunk>,
+        backward: Option<Chunk>,
+        effort: Effort,
+    ) -> (Nanos, Program) {
         let Options { budget, order, .. } = &self.options;
         let ops = dependencies(kind, forward.as_ref(), backward.as_ref());
         let bound = bound::bound(&ops, self.machine, budget);
-        let order = orders::arrange(kind, &ops, self.machine, budget, *order);
+        let order = orders::arrange(kind, &ops, self.machine, budget, *order, effort);
         let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
         (time_program(&program, self.machine).total, program)
     }

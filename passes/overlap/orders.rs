@@ -10,6 +10,18 @@ use crate::job::training::PairOrder;
 use crate::machine::Machine;
 use crate::units::Nanos;
 
+/// How many starting points the local search begins from: the shortest.
+const WORTH_IMPROVING: usize = 3;
+
+/// How hard to look for an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// The best starting point, to see whether more is worth it.
+    Glance,
+    /// With local search.
+    Search,
+}
+
 /// Launch order of one layer pair; ops that a model does not have are passed over. The streams follow from the components.
 ///
 /// `DeepSeek`: as in DeepSeek-V3's published training trace. `Megatron`: as in Megatron-LM's combined 1F1B. `Serial` and
@@ -49,7 +61,14 @@ pub fn launch_order(order: PairOrder) -> &'static [(Component, Phase)] {
 /// The program of `ops` (whose `needs` point to earlier entries) in the order that is asked for. Only pairs have hand-made
 /// orders; every other program, and `Search`, gets the shortest that is found. Exchanges get `budget.sms`, or, where each may
 /// have its own number, what the search finds for them.
-pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, budget: &Budget, order: PairOrder) -> Vec<ProgramOp> {
+pub fn arrange(
+    kind: ProgramKind,
+    ops: &[Op],
+    machine: &Machine,
+    budget: &Budget,
+    order: PairOrder,
+    effort: Effort,
+) -> Vec<ProgramOp> {
     let table = TimeTable::new(ops, machine, budget);
     let new = |order: Vec<usize>| Arrangement::new(ops, order, budget.sms);
     let hand_made = |order: PairOrder| new(by_key(ops, &template_keys(ops, launch_order(order))));
@@ -67,8 +86,14 @@ pub fn arrange(kind: ProgramKind, ops: &[Op], machine: &Machine, budget: &Budget
                 candidates.extend([deepseek, hand_made(PairOrder::Megatron)]);
                 candidates.extend(steady_order(ops, machine, budget.sms).map(new));
             }
-            let improved = candidates.into_iter().map(|candidate| improve(candidate, &table));
             // Of equals the first: the list schedule.
+            candidates.sort_by_cached_key(|candidate| candidate.length(&table));
+            if effort == Effort::Glance {
+                candidates.truncate(1);
+                return candidates.pop().map_or_else(Vec::new, |best| best.launch(ops, &table));
+            }
+            candidates.truncate(WORTH_IMPROVING);
+            let improved = candidates.into_iter().map(|candidate| improve(candidate, &table));
             let best = improved.min_by_key(|(time, _)| *time);
             best.map_or_else(Vec::new, |(_, arrangement)| arrangement.launch(ops, &table))
         }

@@ -63,31 +63,49 @@ fn slow(problem: &CyclicProblem, order: PairOrder, schedule: CyclicSchedule) -> 
     if order == PairOrder::Serial || !problem.is_slowed() {
         return schedule;
     }
-    let slowed = |schedule: CyclicSchedule| {
-        let period = problem.slowed_period(&schedule);
-        // A nanosecond for each op.
-        let rounding = Nanos(problem.ops.len() as u64);
-        CyclicSchedule { period, bound: problem.bound(), rounding, ..schedule }
-    };
     if order != PairOrder::Search {
-        return slowed(schedule);
+        return slowed(problem, schedule);
     }
-    // Orders that are the best where one side, or each, takes as long as with the other beside it all the time.
-    let sides = [[true, false], [false, true], [true, true]];
-    let stretched = sides.iter().filter_map(|sides| search(&problem.stretched(*sides), &[], Limits::default()));
     let by_hand = [PairOrder::DeepSeek, PairOrder::Megatron];
     let by_hand = by_hand.iter().filter_map(|&order| Some(steady(problem, order, 1)?.schedule));
     let nodes = schedule.nodes;
-    let mine = [schedule].into_iter().chain(stretched).map(slowed);
-    // Of equals the first: the search's own. What is proved need not be improved.
-    let mut candidates: Vec<CyclicSchedule> = mine.chain(by_hand).collect();
+    let best = least_slowed(problem, [slowed(problem, schedule)].into_iter().chain(by_hand).collect());
+    best.map(|best| CyclicSchedule { nodes, ..best }).unwrap_or_else(|| serial(problem))
+}
+
+/// The steady state of a layer in any form, whose ops no order by hand knows; `None` if there is none within the limits.
+pub fn steady_form(problem: &CyclicProblem) -> Option<CyclicSchedule> {
+    let found = search(problem, &[], Limits { nodes: FORM_NODES })?;
+    match problem.is_slowed() {
+        true => least_slowed(problem, vec![slowed(problem, found)]),
+        false => Some(found),
+    }
+}
+
+/// Partial schedules of a form: it has more ops than a plain layer, each node takes longer.
+const FORM_NODES: u64 = 2_000;
+
+/// A schedule with its period where ops slow each other.
+fn slowed(problem: &CyclicProblem, schedule: CyclicSchedule) -> CyclicSchedule {
+    let period = problem.slowed_period(&schedule);
+    // A nanosecond for each op.
+    let rounding = Nanos(problem.ops.len() as u64);
+    CyclicSchedule { period, bound: problem.bound(), rounding, ..schedule }
+}
+
+/// The best of some schedules and of those that are the best where one side, or each, takes as long as with the other beside it
+/// all the time; improved, if it is not proved.
+fn least_slowed(problem: &CyclicProblem, mut candidates: Vec<CyclicSchedule>) -> Option<CyclicSchedule> {
+    let sides = [[true, false], [false, true], [true, true]];
+    let limits = Limits { nodes: FORM_NODES };
+    let stretched = sides.iter().filter_map(|sides| search(&problem.stretched(*sides), &[], limits));
+    candidates.extend(stretched.map(|schedule| slowed(problem, schedule)));
+    // Stable: of equals the first.
     candidates.sort_by_key(|schedule| schedule.period);
     if !candidates.first().is_some_and(CyclicSchedule::proved) {
-        let improved = candidates.into_iter().map(|schedule| improve(problem, schedule));
-        candidates = improved.collect();
+        candidates = candidates.into_iter().map(|schedule| improve(problem, schedule)).collect();
     }
-    let best = candidates.into_iter().min_by_key(|schedule| schedule.period);
-    best.map(|best| CyclicSchedule { nodes, ..best }).unwrap_or_else(|| serial(problem))
+    candidates.into_iter().min_by_key(|schedule| schedule.period)
 }
 
 /// One op after the other, in DeepSeek's order.

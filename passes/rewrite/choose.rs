@@ -13,10 +13,14 @@ use crate::error::Result;
 use crate::ir::{Phase, Stream, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
+use crate::passes::solver;
 use crate::passes::split::{FormOp, UnitForm};
 use crate::passes::unit_work::Again;
 use crate::passes::unit_work::pieces::{self, Piece};
 use crate::units::{Bytes, Nanos};
+
+/// Nodes of the solver for each program. On the examples more found nothing better, only more proof.
+const SOLVER_NODES: u64 = 30;
 
 /// How many programs are extracted for the pair.
 const PAIR_FORMS: usize = 3;
@@ -42,7 +46,8 @@ pub struct Rewritten {
     pub size: (usize, usize),
     /// Whether the rules found nothing more.
     pub saturated: bool,
-    /// No program that the rules reach takes a pair less: no order of any of them is shorter than that.
+    /// No program that the rules reach gives the busier engine less to do in a forward and a backward: no pair of layers
+    /// takes less.
     pub bound: Nanos,
 }
 
@@ -56,11 +61,15 @@ pub struct Choice {
 }
 
 impl Asked<'_> {
-    /// The programs to schedule. None where tensor parallelism cuts the layer, whose collectives are not in the language.
+    /// The programs to schedule. `None` for a unit without experts, and where tensor parallelism cuts layers, whose
+    /// collectives are not in the language.
     ///
     /// # Errors
     /// If a rule that is to be left out does not exist.
-    pub fn choose(&self, options: &saturate::Options) -> Result<Rewritten> {
+    pub fn choose(&self, options: &saturate::Options) -> Result<Option<Rewritten>> {
+        if self.job.training.tp > 1 || !self.has_experts() {
+            return Ok(None);
+        }
         let load = |leaf: &Leaf| self.load(leaf);
         let saturated = saturate(self.layer(), &load, options)?;
         let alternatives = Alternatives::new(&saturated);
@@ -68,16 +77,15 @@ impl Asked<'_> {
             choices: Vec::new(),
             size: (saturated.nodes(), saturated.classes()),
             saturated: saturated.stopped == Stopped::Saturated,
-            bound: Nanos::ZERO,
+            bound: saturated.least().map_or(Nanos::ZERO, |least| self.bound(least)),
         };
-        let limits = Limits::default();
+        let limits = Limits { solver: solver::Limits { nodes: SOLVER_NODES }, ..Limits::default() };
         let graph = self.graph(&alternatives, &alternatives.roots);
         let mut pairs: Vec<Extraction> = Vec::new();
         while pairs.len() < PAIR_FORMS {
             let Ok(found) = extract(&graph, &limits, &pairs) else { break };
             pairs.push(found);
         }
-        rewritten.bound = pairs.first().map_or(Nanos::ZERO, |best| best.bound);
         let alone = alternatives.roots.map(|root| extract(&self.graph(&alternatives, &[root]), &limits, &[]));
         let chosen = pairs.iter().map(|pair| pair.chosen.clone());
         let chosen = chosen.chain(match &alone {
@@ -90,7 +98,15 @@ impl Asked<'_> {
                 rewritten.choices.push(choice);
             }
         }
-        Ok(rewritten)
+        Ok(Some(rewritten))
+    }
+
+    fn has_experts(&self) -> bool {
+        match self.unit {
+            Unit::Moe(_) => true,
+            Unit::Mtp(_) => self.job.model.mtp_is_moe(),
+            Unit::Embedding | Unit::Dense(_) | Unit::Head => false,
+        }
     }
 
     fn layer(&self) -> Layer {
@@ -99,7 +115,7 @@ impl Asked<'_> {
             shared: job.model.moe.as_ref().is_some_and(|moe| moe.shared_width > 0),
             exchanges: training.ep > 1,
             spans_nodes: training.ep > job.cluster.gpus_per_node,
-            fp8: false,
+            fp8: training.fp8_exchanges,
         }
     }
 
@@ -138,6 +154,16 @@ impl Asked<'_> {
             without_again: leaf.without_again,
         };
         pieces::work(self.job, self.unit, Again::of(self.job), &piece)
+    }
+
+    /// The longer of a load's computation and of its exchanges, all in one.
+    fn bound(&self, load: Load) -> Nanos {
+        let Load { compute, nvlink, network, .. } = load;
+        let by_sms = self.time(&Work::Exchange { nvlink, network });
+        // A copy engine may take all that stays within the node.
+        let by_engine = self.time(&Work::Copy { nvlink });
+        let exchanges = if network == Bytes::ZERO { by_sms.min(by_engine) } else { by_sms };
+        compute.max(exchanges)
     }
 
     fn time(&self, work: &Work) -> Nanos {

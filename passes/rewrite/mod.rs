@@ -17,3 +17,14 @@ pub mod saturate;
 
 #[cfg(test)]
 mod tests;
+
+use crate::job::Job;
+
+/// In a job's list of rules that must not be used: all of them.
+pub const ALL: &str = "all";
+
+/// Saturation as a job allows it.
+pub fn options(job: &Job) -> saturate::Options {
+    let off = job.training.without_rewrites.iter().cloned().collect();
+    saturate::Options { off, ..saturate::Options::default() }
+}

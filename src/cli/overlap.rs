@@ -12,8 +12,10 @@ use crate::job::training::PairOrder;
 use crate::job::{self, Job, Overrides};
 use crate::machine::Machine;
 use crate::passes::overlap::budget;
-use crate::passes::overlap::cyclic::CyclicProblem;
-use crate::passes::overlap::report::{Steady, bound_reason, steady};
+use crate::passes::overlap::cyclic::{CyclicProblem, CyclicSchedule, middle_layer};
+use crate::passes::overlap::report::{Steady, bound_reason, steady, steady_form};
+use crate::passes::rewrite;
+use crate::passes::rewrite::choose::{Asked, Choice};
 use crate::units::Nanos;
 use crate::view::{pair, table};
 
@@ -48,7 +50,7 @@ pub struct Args {
 /// # Errors
 /// If the job or the file of components cannot be read, does not make sense, or has nothing that overlaps.
 pub fn run(args: Args) -> Result<Verdict> {
-    let (title, problem, sweep) = match (&args.components, &args.job) {
+    let (title, problem, job) = match (&args.components, &args.job) {
         (Some(_), _) if args.overrides != Overrides::default() => {
             return Err(Error::new("flags of the training run say nothing about `--components`")
                 .help("leave them out, or name a job"));
@@ -63,7 +65,8 @@ pub fn run(args: Args) -> Result<Verdict> {
             let title =
                 format!("{} on {}, {sms} SMs for communication", loaded.job.model.name, loaded.job.cluster.name);
             loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
-            (title, problem, Some(sweep))
+            let forms = forms(&loaded.job, sms).map_err(|error| loaded.locate(error))?;
+            (title, problem, Some(OfJob { sweep, forms }))
         }
         (None, None) => return Err(Error::new("there is nothing to overlap").help("name a job, or --components FILE")),
     };
@@ -78,7 +81,11 @@ pub fn run(args: Args) -> Result<Verdict> {
     let orders = args.order.map_or_else(|| PairOrder::ALL.to_vec(), |order| vec![order]);
     let found = orders.into_iter().map(of).collect::<Result<Vec<_>>>()?;
     let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
-    output::print(&text(&title, &problem, &found, args.layers, sweep.as_deref(), width))?;
+    let mut text = text(&title, &problem, &found, args.layers, width);
+    if let Some(job) = job {
+        text.push_str(&job.text(args.layers, width));
+    }
+    output::print(&text)?;
     Ok(Verdict::Yes)
 }
 
@@ -180,14 +187,7 @@ fn json(problem: &CyclicProblem, found: &Steady) -> Json {
     }
 }
 
-fn text(
-    title: &str,
-    problem: &CyclicProblem,
-    found: &[Steady],
-    layers: u64,
-    sweep: Option<&[(u32, Nanos)]>,
-    width: usize,
-) -> String {
+fn text(title: &str, problem: &CyclicProblem, found: &[Steady], layers: u64, width: usize) -> String {
     let span = format!("span of {layers}");
     let mut table = table::new(&["order", "period", &span, "over the bound", "optimal"], width);
     for steady in found {
@@ -219,8 +219,72 @@ fn text(
             pair::timeline(problem, &best.schedule, width)
         ));
     }
-    if let Some(sweep) = sweep {
-        text.push_str(&format!("\nBest period by the SMs that communication gets\n{}", pair::sweep(sweep, width)));
-    }
     text
+}
+
+/// What only a job has.
+struct OfJob {
+    /// Best period by the SMs of communication.
+    sweep: Vec<(u32, Nanos)>,
+    /// None if no rule may be used.
+    forms: Vec<Form>,
+}
+
+/// A program of the layer that the rewrite rules made.
+struct Form {
+    problem: CyclicProblem,
+    schedule: CyclicSchedule,
+    words: Vec<String>,
+}
+
+/// The programs that are worth scheduling, each with its steady state.
+fn forms(job: &Job, sms: u32) -> Result<Vec<Form>> {
+    let machine = Machine::new(&job.cluster, job.training.memory_limit_gb);
+    let off = job.training.without_rewrites.iter().any(|rule| rule == rewrite::ALL);
+    let Some(unit) = middle_layer(job).filter(|_| !off) else { return Ok(Vec::new()) };
+    let asked = Asked { job, machine: &machine, comm_sms: sms, unit };
+    let Some(found) = asked.choose(&rewrite::options(job))? else { return Ok(Vec::new()) };
+    let form = |choice: Choice| {
+        let problem = CyclicProblem::of_form(&choice.form, &machine, sms);
+        let schedule = steady_form(&problem)?;
+        Some(Form { problem, schedule, words: choice.words })
+    };
+    Ok(found.choices.into_iter().filter_map(form).collect())
+}
+
+impl OfJob {
+    fn text(&self, layers: u64, width: usize) -> String {
+        let mut text = String::new();
+        if !self.forms.is_empty() {
+            let span = format!("span of {layers}");
+            let mut table = table::new(&["form", "ops", "period", &span, "over the bound", "optimal"], width);
+            for (number, Form { problem, schedule, .. }) in (1..).zip(&self.forms) {
+                let over = schedule.period.as_f64() / schedule.bound.as_f64().max(1.0) - 1.0;
+                table.add_row(vec![
+                    number.to_string(),
+                    problem.ops.len().to_string(),
+                    format!("{:.3} ms", schedule.period.millis()),
+                    format!("{:.3} ms", problem.span(schedule, layers).millis()),
+                    format!("{:.2} %", 100.0 * over),
+                    if schedule.proved() { "proved".to_owned() } else { String::new() },
+                ]);
+            }
+            table::finish(&mut table, &[0, 1, 2, 3, 4]);
+            text.push_str(&format!("\nRewritten, the layer may also run as\n{table}\n"));
+            // Of equals the first.
+            let best = (1..).zip(&self.forms).min_by_key(|(_, form)| form.schedule.period);
+            if let Some((number, form)) = best {
+                text.push_str(&format!(
+                    "\nForm {number} differs from one op after the other, each copy straight to its GPU:\n"
+                ));
+                form.words.iter().for_each(|words| text.push_str(&format!("  {words}\n")));
+                text.push_str(&pair::timeline(&form.problem, &form.schedule, width));
+            }
+        }
+        text.push_str(&format!(
+            "\nBest period by the SMs that communication gets\n{}",
+            pair::sweep(&self.sweep, width)
+        ));
+        text
+    }
 }

@@ -48,6 +48,12 @@ pub struct Overrides {
     /// SMs that dispatch and combine get.
     #[arg(long, value_name = "N|best|each", allow_negative_numbers = true)]
     pub communication_sms: Option<CommunicationSms>,
+    /// Rewrite rules that the compiler must not use: a list of names, or `all`.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub without_rewrites: Option<Vec<String>>,
+    /// Whether exchanges may send FP8 where the model's precision asks for more.
+    #[arg(long, value_name = "true|false", hide_possible_values = true)]
+    pub fp8_exchanges: Option<bool>,
     /// Memory of a GPU that the plan may use, in GB (10^9 bytes).
     #[arg(long, value_name = "GB", allow_negative_numbers = true)]
     pub memory_limit_gb: Option<f64>,
@@ -76,6 +82,10 @@ impl Overrides {
         set(&mut training.overlap, self.overlap);
         set(&mut training.communication_sms, self.communication_sms);
         set(&mut training.sharded_optimizer, self.sharded_optimizer);
+        set(&mut training.fp8_exchanges, self.fp8_exchanges);
+        if let Some(rules) = &self.without_rewrites {
+            training.without_rewrites.clone_from(rules);
+        }
         training.stages_per_rank = self.stages_per_rank.or(training.stages_per_rank);
         training.placement = self.placement.or(training.placement);
         training.memory_limit_gb = self.memory_limit_gb.or(training.memory_limit_gb);
@@ -100,6 +110,8 @@ impl Overrides {
             "recompute" => self.recompute.map(recompute_list),
             "overlap" => self.overlap.map(|order| order.name().to_owned()),
             "communication_sms" => self.communication_sms.map(|sms| sms.to_string()),
+            "without_rewrites" => self.without_rewrites.as_ref().map(|rules| rules.join(",")),
+            "fp8_exchanges" => self.fp8_exchanges.map(|yes| yes.to_string()),
             "memory_limit_gb" => self.memory_limit_gb.map(|gb| gb.to_string()),
             "sharded_optimizer" => self.sharded_optimizer.map(|yes| yes.to_string()),
             _ => None,
@@ -172,6 +184,8 @@ mod tests {
             ("--recompute norms,swiglu", "recompute"),
             ("--overlap megatron", "overlap"),
             ("--communication-sms 12", "communication_sms"),
+            ("--without-rewrites two-hop,store", "without_rewrites"),
+            ("--fp8-exchanges true", "fp8_exchanges"),
             ("--memory-limit-gb 60.5", "memory_limit_gb"),
             ("--sharded-optimizer false", "sharded_optimizer"),
         ];
@@ -199,10 +213,12 @@ mod tests {
             recompute: _,
             overlap: _,
             communication_sms: _,
+            without_rewrites: _,
+            fp8_exchanges: _,
             memory_limit_gb: _,
             sharded_optimizer: _,
         } = training();
-        assert_eq!(flags.len(), 15);
+        assert_eq!(flags.len(), 17);
     }
 
     #[test]

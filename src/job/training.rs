@@ -46,6 +46,12 @@ pub struct Training {
     /// SMs that dispatch and combine get.
     #[serde(default)]
     pub communication_sms: CommunicationSms,
+    /// Rewrite rules that the compiler must not use, by name; `all` for all of them. `dualweave overlap` says which were used.
+    #[serde(default)]
+    pub without_rewrites: Vec<String>,
+    /// Exchanges may send FP8 where `precision` asks for more. That changes what is computed, if only by rounding.
+    #[serde(default)]
+    pub fp8_exchanges: bool,
     /// Memory of a GPU that the plan may use, in GB; default: all of it.
     #[serde(default)]
     pub memory_limit_gb: Option<f64>,
