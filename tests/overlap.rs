@@ -74,10 +74,14 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
 
 /// The program of F. Units number the ops, so the program's say which op is which.
 fn program(chunk: &Chunk) -> Program {
+    program_on(chunk, &machine(), Budget::fixed(COMM_SMS))
+}
+
+fn program_on(chunk: &Chunk, machine: &Machine, budget: Budget) -> Program {
     let stage = StageForms::plain(chunk.clone());
     let layout = Layout::new(Placement::Linear, 1, 1, 1);
-    let options = Options { budget: Budget::fixed(COMM_SMS), order: PairOrder::Search, pairs: false };
-    let overlapped = overlap(&[stage], &layout, &machine(), options);
+    let options = Options { budget, order: PairOrder::Search, pairs: false };
+    let overlapped = overlap(&[stage], &layout, machine, options);
     overlapped.programs[overlapped.stages[0].f as usize].clone()
 }
 
@@ -176,6 +180,37 @@ proptest! {
         prop_assert!(timing.total >= engine(true).max(engine(false)));
         prop_assert!(timing.total >= path.into_iter().max().unwrap());
         prop_assert_eq!((timing.busy, timing.communication), (engine(false), engine(true)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, rng_seed: RngSeed::Fixed(12), failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Where ops slow each other, much more than on any GPU, and each kind of exchange may have its own SMs: the program still
+    /// fits, takes no longer than with the same SMs for all, and never less than its bound.
+    #[test]
+    fn bounds_hold_where_ops_slow_each_other(
+        sketches in prop::collection::vec((any::<bool>(), 0u64..100, any::<u32>(), any::<u32>()), 1..12),
+        tensor in 0.0..2.0,
+        sms in 0.0..0.5,
+    ) {
+        let sketches: Vec<Sketch> = sketches.into_iter().map(|(exchange, size, a, b)| (exchange, size, a & b)).collect();
+        let chunk = chunk(&sketches);
+        let machine = Machine { interference: Interference { tensor, sms, ..Interference::H100 }, hbm_byte_s: 3e9, ..machine() };
+        let fixed = program_on(&chunk, &machine, Budget::fixed(COMM_SMS));
+        let each = program_on(&chunk, &machine, Budget { sms: COMM_SMS, offered: vec![10, 30, 50] });
+        let time = |program: &Program| time_program(program, &machine).total;
+        prop_assert!(time(&fixed) >= fixed.bound, "{} {}", time(&fixed), fixed.bound);
+        prop_assert!(time(&each) >= each.bound, "{} {}", time(&each), each.bound);
+        prop_assert!(time(&each) <= time(&fixed), "{} {}", time(&each), time(&fixed));
+        // More to choose from cannot raise what nothing is below.
+        prop_assert!(each.bound <= fixed.bound, "{} {}", each.bound, fixed.bound);
+        for program in [&fixed, &each] {
+            prop_assert!(fits(program) && in_order(&chunk, program), "{program:#?}");
+        }
+        for op in each.ops.iter().filter(|op| op.work.is_exchange()) {
+            prop_assert!([COMM_SMS, 10, 30, 50].contains(&op.sms));
+        }
     }
 }
 

@@ -67,8 +67,8 @@ impl Arrangement {
         run_streams(&timed).into_iter().map(|span| span.end).max().unwrap_or_default()
     }
 
-    /// The steps that can be taken from here.
-    fn steps(&self, table: &TimeTable) -> Vec<Step> {
+    /// The steps that can be taken from here, where exchanges may be given the numbers of SMs `offered`.
+    fn steps(&self, table: &TimeTable, offered: &[u32]) -> Vec<Step> {
         let mut steps = Vec::new();
         for exchange in [false, true] {
             let line = || self.order.iter().copied().filter(|&op| self.ops[op].work.is_exchange() == exchange);
@@ -76,7 +76,7 @@ impl Arrangement {
         }
         let beside = list::beside(&self.outline(table));
         steps.extend(beside.into_iter().map(|(before, after)| Step::Part(self.order[before], self.order[after])));
-        for &sms in &table.offered {
+        for &sms in offered {
             let mut kinds: Vec<(Component, Phase, u32)> = Vec::new();
             for (op, &now) in self.ops.iter().zip(&self.sms).filter(|(_, now)| **now > 0) {
                 if !kinds.contains(&(op.component, op.phase, now)) {
@@ -124,13 +124,22 @@ enum Step {
     Budget(Component, Phase, u32),
 }
 
-/// Takes the best step as long as there is one that shortens the program.
-pub fn improve(mut arrangement: Arrangement, table: &TimeTable) -> (Nanos, Arrangement) {
+/// Takes the best step as long as there is one that shortens the program: first with the SMs as they are, then, where
+/// exchanges may have others, with all steps. So a choice of SMs never makes a program longer.
+pub fn improve(arrangement: Arrangement, table: &TimeTable) -> (Nanos, Arrangement) {
+    let (time, arrangement) = descend(arrangement, table, &[]);
+    match table.offered.is_empty() {
+        true => (time, arrangement),
+        false => descend(arrangement, table, &table.offered),
+    }
+}
+
+fn descend(mut arrangement: Arrangement, table: &TimeTable, offered: &[u32]) -> (Nanos, Arrangement) {
     let mut best = arrangement.length(table);
     let mut tries = LOCAL_SEARCH / arrangement.ops.len().max(1);
     while tries > 0 {
         let mut found = None;
-        for step in arrangement.steps(table).into_iter().take(tries) {
+        for step in arrangement.steps(table, offered).into_iter().take(tries) {
             tries -= 1;
             let next = arrangement.take(step);
             let time = next.length(table);

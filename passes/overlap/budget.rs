@@ -36,7 +36,7 @@ pub fn offered(job: &Job) -> Vec<u32> {
 }
 
 /// Of the numbers on offer those with the shortest steady state of a layer pair, the best first, and, since programs without
-/// a pair hide less, [`USUAL`]; where no layer has experts, a few from small to large.
+/// a pair hide less, the usual 20 SMs; where no layer has experts, a few from small to large.
 pub fn promising(job: &Job, machine: &Machine) -> Vec<u32> {
     let numbers = offered(job);
     let period = |sms: u32| {

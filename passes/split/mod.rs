@@ -27,7 +27,7 @@ pub fn split(job: &Job, lowered: &Lowered) -> Vec<SplitStage> {
     split_as(job, lowered, &|_| None)
 }
 
-/// Splits every stage. `form` gives the form of a kind of unit (see [`alike`]) where it is not the plain one.
+/// Splits every stage. `form` gives the form of a kind of unit (see `lower::alike`) where it is not the plain one.
 pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Unit) -> Option<&'a UnitForm>) -> Vec<SplitStage> {
     let mut known: BTreeMap<Unit, (UnitWork, UnitForm)> = BTreeMap::new();
     for unit in lowered.stages.iter().flat_map(|stage| &stage.units) {
