@@ -23,6 +23,7 @@ use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
 use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
+use crate::sim;
 use crate::units::Nanos;
 use overlap::{Budget, StageForms};
 use rewrite::choose::{Asked, Rewritten};
@@ -54,10 +55,27 @@ pub struct StageLoad {
 
 /// Runs every pass on a checked job.
 ///
+/// Rewritten layers may hold more at a time, since their weight gradients wait longer: where the plan does not fit with them, but
+/// does without, it is made without.
+///
 /// # Errors
 /// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
 pub fn compile(job: &Job) -> Result<Compiled> {
-    across_ranks(job, inside_chunks(job)?)
+    let compiled = across_ranks(job, inside_chunks(job)?)?;
+    let rewrites = job.training.overlap == PairOrder::Search && !rewrite::none_allowed(job);
+    if !rewrites || fits(&compiled.plan)? {
+        return Ok(compiled);
+    }
+    let mut plain = job.clone();
+    plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
+    let other = across_ranks(&plain, inside_chunks(&plain)?)?;
+    Ok(if fits(&other.plan)? { other } else { compiled })
+}
+
+/// Whether every rank has room for what it needs.
+fn fits(plan: &Plan) -> Result<bool> {
+    let simulation = sim::simulate(plan)?;
+    Ok(sim::memory::memory(plan, &simulation).iter().all(|rank| rank.need.total() <= plan.machine.memory))
 }
 
 /// A job whose chunk programs are made: what [`inside_chunks`] gives to [`across_ranks`].
@@ -104,7 +122,7 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
 fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Rewritten>> {
     let training = &job.training;
     let mut rewritten = BTreeMap::new();
-    if training.overlap != PairOrder::Search || training.without_rewrites.iter().any(|rule| rule == rewrite::ALL) {
+    if training.overlap != PairOrder::Search || rewrite::none_allowed(job) {
         return Ok(rewritten);
     }
     let units = plain.lowered.stages.iter().flat_map(|stage| &stage.units);

@@ -23,6 +23,11 @@ use crate::job::Job;
 /// In a job's list of rules that must not be used: all of them.
 pub const ALL: &str = "all";
 
+/// Whether the job allows no rule.
+pub fn none_allowed(job: &Job) -> bool {
+    job.training.without_rewrites.iter().any(|rule| rule == ALL)
+}
+
 /// Saturation as a job allows it.
 pub fn options(job: &Job) -> saturate::Options {
     let off = job.training.without_rewrites.iter().cloned().collect();

@@ -240,8 +240,7 @@ struct Form {
 /// The programs that are worth scheduling, each with its steady state.
 fn forms(job: &Job, sms: u32) -> Result<Vec<Form>> {
     let machine = Machine::new(&job.cluster, job.training.memory_limit_gb);
-    let off = job.training.without_rewrites.iter().any(|rule| rule == rewrite::ALL);
-    let Some(unit) = middle_layer(job).filter(|_| !off) else { return Ok(Vec::new()) };
+    let Some(unit) = middle_layer(job).filter(|_| !rewrite::none_allowed(job)) else { return Ok(Vec::new()) };
     let asked = Asked { job, machine: &machine, comm_sms: sms, unit };
     let Some(found) = asked.choose(&rewrite::options(job))? else { return Ok(Vec::new()) };
     let form = |choice: Choice| {
