@@ -26,7 +26,7 @@ use crate::plan::{Certificate, Plan, PlanStage};
 use crate::sim;
 use crate::units::Nanos;
 use overlap::{Budget, StageForms};
-use rewrite::choose::{Asked, Rewritten};
+use rewrite::choose::{Asked, Choice};
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,7 +119,7 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
 
 /// What `rewrite` makes of each kind of layer with experts, with the SMs that were chosen for its plain form. Nothing if the
 /// order is not searched for, or no rule may be used.
-fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Rewritten>> {
+fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Vec<Choice>>> {
     let training = &job.training;
     let mut rewritten = BTreeMap::new();
     if training.overlap != PairOrder::Search || rewrite::none_allowed(job) {
@@ -129,8 +129,9 @@ fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Un
     let kinds: BTreeSet<Unit> = units.map(|&unit| lower::alike(job, unit)).collect();
     for unit in kinds {
         let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit };
-        if let Some(found) = asked.choose(&rewrite::options(job))? {
-            rewritten.insert(unit, found);
+        let choices = asked.choose(&rewrite::options(job))?;
+        if !choices.is_empty() {
+            rewritten.insert(unit, choices);
         }
     }
     Ok(rewritten)
@@ -141,7 +142,7 @@ fn inside_chunks_with(
     job: &Job,
     machine: &Machine,
     budget: Budget,
-    rewritten: &BTreeMap<Unit, Rewritten>,
+    rewritten: &BTreeMap<Unit, Vec<Choice>>,
 ) -> Result<Chunks> {
     let lowered = lower::lower(job, machine, budget.sms)?;
     let mut split = split::split(job, &lowered);
@@ -151,9 +152,9 @@ fn inside_chunks_with(
         pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
     let mut forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
-    let choices = rewritten.values().map(|rewritten| rewritten.choices.len()).max().unwrap_or(0);
+    let choices = rewritten.values().map(Vec::len).max().unwrap_or(0);
     for choice in 0..choices {
-        let form = |unit: Unit| Some(&rewritten.get(&unit)?.choices.get(choice)?.form);
+        let form = |unit: Unit| Some(&rewritten.get(&unit)?.get(choice)?.form);
         for ((stage, forms), other) in split.iter_mut().zip(&mut forms).zip(split::split_as(job, &lowered, &form)) {
             // Whichever form a program takes, its exchanges have room.
             stage.chunk.exchange_buffer = stage.chunk.exchange_buffer.max(other.chunk.exchange_buffer);

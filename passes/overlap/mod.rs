@@ -79,11 +79,9 @@ impl StageForms {
         Self { plain: chunk, rewritten: Vec::new() }
     }
 
-    fn get(&self, form: usize) -> Option<&Chunk> {
-        match form.checked_sub(1) {
-            None => Some(&self.plain),
-            Some(rewritten) => self.rewritten.get(rewritten),
-        }
+    /// Form 0 is the plain one, and so is one that the stage has not.
+    fn form(&self, form: usize) -> &Chunk {
+        form.checked_sub(1).and_then(|rewritten| self.rewritten.get(rewritten)).unwrap_or(&self.plain)
     }
 }
 
@@ -156,11 +154,10 @@ impl Programs<'_> {
         let sides = [forward, backward].into_iter().flatten();
         let rewritten = sides.map(|stage| stage.rewritten.len()).max().unwrap_or(0);
         let forms = if self.options.order == PairOrder::Search { rewritten } else { 0 };
-        let in_form = |stage: Option<&'_ StageForms>, form: usize| {
-            stage.map(|stage| stage.get(form).unwrap_or(&stage.plain).clone())
+        let arrange = |form: usize, effort: Effort| {
+            let [forward, backward] = [forward, backward].map(|stage| Some(stage?.form(form)));
+            self.arrange(kind, forward, backward, effort)
         };
-        let arrange =
-            |form: usize, effort: Effort| self.arrange(kind, in_form(forward, form), in_form(backward, form), effort);
         let mut best = arrange(0, Effort::Search);
         let mut bound = best.1.bound;
         let mut others: Vec<(Nanos, usize)> = Vec::new();
@@ -191,12 +188,12 @@ impl Programs<'_> {
     fn arrange(
         &self,
         kind: ProgramKind,
-        forward: Option<Chunk>,
-        backward: Option<Chunk>,
+        forward: Option<&Chunk>,
+        backward: Option<&Chunk>,
         effort: Effort,
     ) -> (Nanos, Program) {
         let Options { budget, order, .. } = &self.options;
-        let ops = dependencies(kind, forward.as_ref(), backward.as_ref());
+        let ops = dependencies(kind, forward, backward);
         let bound = bound::bound(&ops, self.machine, budget);
         let order = orders::arrange(kind, &ops, self.machine, budget, *order, effort);
         let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };

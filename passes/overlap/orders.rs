@@ -140,10 +140,7 @@ fn template_keys(ops: &[Op], template: &[(Component, Phase)]) -> Vec<(u32, usize
 
 /// The order of the best steady state of the program's most frequent layer pair, repeated.
 fn steady_order(ops: &[Op], machine: &Machine, comm_sms: u32) -> Option<Vec<usize>> {
-    let duration = |op: &Op| {
-        let sms = if op.work.is_exchange() { comm_sms } else { machine.sms - comm_sms };
-        machine.duration(&op.work, sms)
-    };
+    let duration = |op: &Op| machine.duration(&op.work, machine.sms_of(&op.work, comm_sms));
     // The middle unit of each side that has experts stands for all.
     let middle = |phase: Phase| {
         let with_experts: Vec<u32> = ops

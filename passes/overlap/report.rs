@@ -68,9 +68,11 @@ fn slow(problem: &CyclicProblem, order: PairOrder, schedule: CyclicSchedule) -> 
     }
     let by_hand = [PairOrder::DeepSeek, PairOrder::Megatron];
     let by_hand = by_hand.iter().filter_map(|&order| Some(steady(problem, order, 1)?.schedule));
-    let nodes = schedule.nodes;
+    // What no order is below where nothing slows anything, none is below where something does.
+    let (nodes, proved) = (schedule.nodes, schedule.bound);
     let best = least_slowed(problem, [slowed(problem, schedule)].into_iter().chain(by_hand).collect());
-    best.map(|best| CyclicSchedule { nodes, ..best }).unwrap_or_else(|| serial(problem))
+    let best = best.map(|best| CyclicSchedule { nodes, bound: best.bound.max(proved), ..best });
+    best.unwrap_or_else(|| serial(problem))
 }
 
 /// The steady state of a layer in any form, whose ops no order by hand knows; `None` if there is none within the limits.

@@ -7,8 +7,8 @@
 use super::analysis::{Layer, Load};
 use super::extract::{Extraction, Graph, LeafCost, Limits, Node, extract};
 use super::forms::{Alternative, Alternatives, Form};
-use super::language::{self, Leaf, LeafPhase};
-use super::saturate::{self, Stopped, saturate};
+use super::language::{Leaf, LeafPhase};
+use super::saturate::{self, saturate};
 use crate::error::Result;
 use crate::ir::{Phase, Stream, Unit, Work};
 use crate::job::Job;
@@ -37,20 +37,6 @@ pub struct Asked<'a> {
     pub unit: Unit,
 }
 
-/// What became of a layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rewritten {
-    /// Programs that differ in their ops, the best for the pair first.
-    pub choices: Vec<Choice>,
-    /// E-nodes and classes of the saturated graph.
-    pub size: (usize, usize),
-    /// Whether the rules found nothing more.
-    pub saturated: bool,
-    /// No program that the rules reach gives the busier engine less to do in a forward and a backward: no pair of layers
-    /// takes less.
-    pub bound: Nanos,
-}
-
 /// A program that was extracted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -61,24 +47,18 @@ pub struct Choice {
 }
 
 impl Asked<'_> {
-    /// The programs to schedule. `None` for a unit without experts, and where tensor parallelism cuts layers, whose
-    /// collectives are not in the language.
+    /// The programs to schedule, which differ in their ops, the best for the pair first. None for a unit without experts, and
+    /// where tensor parallelism cuts layers, whose collectives are not in the language.
     ///
     /// # Errors
     /// If a rule that is to be left out does not exist.
-    pub fn choose(&self, options: &saturate::Options) -> Result<Option<Rewritten>> {
+    pub fn choose(&self, options: &saturate::Options) -> Result<Vec<Choice>> {
         if self.job.training.tp > 1 || !self.has_experts() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let load = |leaf: &Leaf| self.load(leaf);
         let saturated = saturate(self.layer(), &load, options)?;
         let alternatives = Alternatives::new(&saturated);
-        let mut rewritten = Rewritten {
-            choices: Vec::new(),
-            size: (saturated.nodes(), saturated.classes()),
-            saturated: saturated.stopped == Stopped::Saturated,
-            bound: saturated.least().map_or(Nanos::ZERO, |least| self.bound(least)),
-        };
         let limits = Limits { solver: solver::Limits { nodes: SOLVER_NODES }, ..Limits::default() };
         let graph = self.graph(&alternatives, &alternatives.roots);
         let mut pairs: Vec<Extraction> = Vec::new();
@@ -92,13 +72,14 @@ impl Asked<'_> {
             [Ok(f), Ok(b)] => Some(f.chosen.iter().zip(&b.chosen).map(|(f, b)| f.or(*b)).collect()),
             _ => None,
         });
+        let mut choices: Vec<Choice> = Vec::new();
         for chosen in chosen {
             let Some(choice) = alternatives.form(&chosen).and_then(|form| self.choice(form)) else { continue };
-            if rewritten.choices.iter().all(|known| known.form != choice.form) {
-                rewritten.choices.push(choice);
+            if choices.iter().all(|known| known.form != choice.form) {
+                choices.push(choice);
             }
         }
-        Ok(Some(rewritten))
+        Ok(choices)
     }
 
     fn has_experts(&self) -> bool {
@@ -138,41 +119,11 @@ impl Asked<'_> {
     }
 
     fn work(&self, leaf: &Leaf) -> Option<Work> {
-        let phase = match leaf.phase {
-            LeafPhase::F => Phase::F,
-            LeafPhase::I => Phase::I,
-            LeafPhase::W => Phase::W,
-            LeafPhase::B => return None,
-        };
-        let piece = Piece {
-            component: leaf.component,
-            phase,
-            step: leaf.step,
-            tokens: leaf.tokens,
-            exchange: exchange_form(leaf.exchange),
-            without_shared: leaf.without_shared,
-            without_again: leaf.without_again,
-        };
-        pieces::work(self.job, self.unit, Again::of(self.job), &piece)
-    }
-
-    /// The longer of a load's computation and of its exchanges, all in one.
-    fn bound(&self, load: Load) -> Nanos {
-        let Load { compute, nvlink, network, .. } = load;
-        let by_sms = self.time(&Work::Exchange { nvlink, network });
-        // A copy engine may take all that stays within the node.
-        let by_engine = self.time(&Work::Copy { nvlink });
-        let exchanges = if network == Bytes::ZERO { by_sms.min(by_engine) } else { by_sms };
-        compute.max(exchanges)
+        pieces::work(self.job, self.unit, Again::of(self.job), &piece(leaf)?)
     }
 
     fn time(&self, work: &Work) -> Nanos {
-        let sms = match work {
-            Work::Compute(_) => self.machine.sms - self.comm_sms,
-            Work::Exchange { .. } => self.comm_sms,
-            Work::Copy { .. } => 0,
-        };
-        self.machine.duration(work, sms)
+        self.machine.duration(work, self.machine.sms_of(work, self.comm_sms))
     }
 
     fn graph(&self, alternatives: &Alternatives, roots: &[usize]) -> Graph {
@@ -205,23 +156,29 @@ impl Asked<'_> {
             };
             ops.iter().map(op).collect()
         };
-        Some(Choice { form: UnitForm { f: ops(&form.f)?, i: ops(&form.i)?, w: ops(&form.w)? }, words: form.rewrites })
+        let exchanges = form.f.iter().chain(&form.i).filter_map(|op| piece(&op.leaf));
+        let buffers = exchanges.map(|piece| pieces::exchange_buffer(self.job, self.unit, &piece));
+        let exchange_buffer = buffers.max().unwrap_or_default();
+        let form_of_unit = UnitForm { f: ops(&form.f)?, i: ops(&form.i)?, w: ops(&form.w)?, exchange_buffer };
+        Some(Choice { form: form_of_unit, words: form.rewrites })
     }
 }
 
-fn exchange_form(form: language::ExchangeForm) -> pieces::ExchangeForm {
-    pieces::ExchangeForm {
-        route: match form.route {
-            language::Route::Flat => pieces::Route::Flat,
-            language::Route::TwoHop => pieces::Route::TwoHop,
-        },
-        payload: match form.payload {
-            language::Payload::AsGiven => pieces::Payload::AsGiven,
-            language::Payload::Fp8 => pieces::Payload::Fp8,
-        },
-        carrier: match form.carrier {
-            language::Carrier::Sms => pieces::Carrier::Sms,
-            language::Carrier::CopyEngine => pieces::Carrier::CopyEngine,
-        },
-    }
+/// What a leaf does. `None` for both phases of a backward in one.
+fn piece(leaf: &Leaf) -> Option<Piece> {
+    let phase = match leaf.phase {
+        LeafPhase::F => Phase::F,
+        LeafPhase::I => Phase::I,
+        LeafPhase::W => Phase::W,
+        LeafPhase::B => return None,
+    };
+    Some(Piece {
+        component: leaf.component,
+        phase,
+        step: leaf.step,
+        tokens: leaf.tokens,
+        exchange: leaf.exchange,
+        without_shared: leaf.without_shared,
+        without_again: leaf.without_again,
+    })
 }

@@ -11,6 +11,10 @@ use egg::{EGraph, FromOp, Id, Language, RecExpr};
 
 use super::analysis::Facts;
 use crate::ir::{Component, Step, Tokens};
+pub use crate::passes::unit_work::pieces::{Carrier, ExchangeForm, Payload, Route};
+
+/// How exchanges are in the plain program: each copy straight to the GPU that wants it.
+pub const FLAT: ExchangeForm = ExchangeForm { route: Route::Flat, payload: Payload::AsGiven, carrier: Carrier::Sms };
 
 /// The e-graph of a layer's programs.
 pub type Programs<'a> = EGraph<Chunk, Facts<'a>>;
@@ -65,47 +69,6 @@ pub enum LeafPhase {
     W,
 }
 
-/// How an exchange is done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ExchangeForm {
-    /// Its way.
-    pub route: Route,
-    /// Its format.
-    pub payload: Payload,
-    /// What moves it.
-    pub carrier: Carrier,
-}
-
-/// The way of a copy of a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Route {
-    /// Straight to the GPU that wants it.
-    #[default]
-    Flat,
-    /// Over the network once per node, then over NVLink to the GPUs there.
-    TwoHop,
-}
-
-/// The format of what is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Payload {
-    /// The job's.
-    #[default]
-    AsGiven,
-    /// FP8, made by an op in front.
-    Fp8,
-}
-
-/// What moves an exchange's bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Carrier {
-    /// A kernel.
-    #[default]
-    Sms,
-    /// A copy engine; an op in front lays out contiguous pieces for it.
-    CopyEngine,
-}
-
 impl Leaf {
     /// All that a component does in a phase.
     pub fn whole(component: Component, phase: LeafPhase, site: u16) -> Self {
@@ -115,7 +78,7 @@ impl Leaf {
             step: Step::Main,
             tokens: Tokens::ALL,
             site,
-            exchange: ExchangeForm::default(),
+            exchange: FLAT,
             without_shared: false,
             without_again: false,
             loaded: false,

@@ -8,7 +8,7 @@ use egg::{Applier, Id, Language, PatternAst, Rewrite, SearchMatches, Searcher, S
 
 use super::analysis::Facts;
 use super::effects::includes_shared;
-use super::language::{Carrier, Chunk, Leaf, LeafPhase, Payload, Programs, Route, Term};
+use super::language::{Carrier, Chunk, FLAT, Leaf, LeafPhase, Payload, Programs, Route, Term};
 use crate::ir::{Component, Step, Tokens};
 
 /// A rule.
@@ -198,7 +198,7 @@ fn two_hop(programs: &Programs, node: &Chunk) -> Vec<Term> {
 fn fp8_payload(programs: &Programs, node: &Chunk) -> Vec<Term> {
     match plain_exchange(node) {
         Some(leaf) if programs.analysis.layer.fp8 && leaf.exchange.payload == Payload::AsGiven => {
-            let quantise = Leaf { step: Step::Quantise, exchange: Default::default(), ..leaf };
+            let quantise = Leaf { step: Step::Quantise, exchange: FLAT, ..leaf };
             let mut narrow = leaf;
             narrow.exchange.payload = Payload::Fp8;
             vec![Term::Seq(vec![Term::Leaf(quantise), Term::Leaf(narrow)])]
@@ -331,7 +331,7 @@ fn half_exchanges<'g>(programs: &'g Programs, class: Id, end: End) -> Vec<(Leaf,
 
 /// The exchange on half of the tokens that a class is, in its plain form.
 fn half_exchange(programs: &Programs, class: Id) -> Option<Leaf> {
-    let half = |leaf: &Leaf| leaf.is_exchange() && leaf.exchange == Default::default() && leaf.tokens.parts == 2;
+    let half = |leaf: &Leaf| leaf.is_exchange() && leaf.exchange == FLAT && leaf.tokens.parts == 2;
     leaf_of(programs, class, half)
 }
 
@@ -343,9 +343,8 @@ fn are_halves_of_one(one: Leaf, other: Leaf) -> bool {
 /// expert's work in it an MLP op is no link of the chain: that work does not wait for the exchange.
 fn experts_chain(programs: &Programs, parts: &[Id]) -> Option<[Leaf; 3]> {
     let &[first, second, third] = parts else { return None };
-    let plain = |leaf: &Leaf| {
-        leaf.tokens.is_all() && leaf.step == Step::Main && leaf.exchange == Default::default() && !leaf.without_again
-    };
+    let plain =
+        |leaf: &Leaf| leaf.tokens.is_all() && leaf.step == Step::Main && leaf.exchange == FLAT && !leaf.without_again;
     let op = |class| leaf_of(programs, class, plain);
     let chain = [op(first)?, op(second)?, op(third)?];
     let experts = &chain[1];

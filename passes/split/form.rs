@@ -2,6 +2,7 @@
 
 use crate::ir::{Component, Step, Tokens, Work};
 use crate::passes::unit_work::{UnitOp, UnitWork};
+use crate::units::Bytes;
 
 /// The ops of a unit, F, I and W, and what they need of each other. As [`UnitForm::plain`] has them, or as `rewrite` makes them.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +13,8 @@ pub struct UnitForm {
     pub i: Vec<FormOp>,
     /// Weight gradients.
     pub w: Vec<FormOp>,
+    /// Largest exchange buffer of its ops, sent and received together.
+    pub exchange_buffer: Bytes,
 }
 
 /// An op of a unit.
@@ -57,6 +60,6 @@ impl UnitForm {
             .iter()
             .map(|unit_op| op(unit_op, last_of(unit_op.component).map(|at| at as u32).into_iter().collect()));
         let w = w.collect();
-        Self { f: chain(&work.f), i, w }
+        Self { f: chain(&work.f), i, w, exchange_buffer: work.exchange_buffer }
     }
 }

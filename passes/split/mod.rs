@@ -6,7 +6,7 @@ pub use form::{FormOp, UnitForm};
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Chunk, Held, Op, Phase, Stage, Unit, Work};
+use crate::ir::{Chunk, Held, Op, Phase, Stage, Unit};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::lower::{Lowered, alike};
@@ -63,7 +63,7 @@ fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: By
     for (unit, (work, form)) in (0..).zip(units) {
         append(&mut chunk.f, Phase::F, unit, &form.f, &mut made);
         add_held(&mut chunk.held, &work.held);
-        chunk.exchange_buffer = chunk.exchange_buffer.max(work.exchange_buffer);
+        chunk.exchange_buffer = chunk.exchange_buffer.max(form.exchange_buffer);
         parameters.shared += work.parameters.shared;
         parameters.expert += work.parameters.expert;
     }
@@ -115,10 +115,8 @@ fn op_of(op: &FormOp, phase: Phase, unit: u32, needs: Vec<u32>, handed: Bytes) -
 pub fn loads(chunk: &Chunk, machine: &Machine, communication_sms: u32) -> (Nanos, Nanos) {
     let (mut computation, mut communication) = (Nanos::ZERO, Nanos::ZERO);
     for op in chunk.f.iter().chain(&chunk.i).chain(&chunk.w) {
-        match &op.work {
-            Work::Compute(_) => computation += machine.duration(&op.work, machine.sms - communication_sms),
-            Work::Exchange { .. } | Work::Copy { .. } => communication += machine.duration(&op.work, communication_sms),
-        }
+        let time = machine.duration(&op.work, machine.sms_of(&op.work, communication_sms));
+        *(if op.work.is_exchange() { &mut communication } else { &mut computation }) += time;
     }
     (computation, communication)
 }

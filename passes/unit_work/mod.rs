@@ -106,7 +106,7 @@ impl Again {
 }
 
 /// The work of `unit` where I computes `again` what is given.
-pub fn work_with(job: &Job, unit: Unit, again: Again) -> UnitWork {
+fn work_with(job: &Job, unit: Unit, again: Again) -> UnitWork {
     match Layer::of(job, unit) {
         Some(layer) => layer_work(job, &layer, again),
         None if unit == Unit::Head => ends::head(job),

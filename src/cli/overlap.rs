@@ -242,13 +242,12 @@ fn forms(job: &Job, sms: u32) -> Result<Vec<Form>> {
     let machine = Machine::new(&job.cluster, job.training.memory_limit_gb);
     let Some(unit) = middle_layer(job).filter(|_| !rewrite::none_allowed(job)) else { return Ok(Vec::new()) };
     let asked = Asked { job, machine: &machine, comm_sms: sms, unit };
-    let Some(found) = asked.choose(&rewrite::options(job))? else { return Ok(Vec::new()) };
     let form = |choice: Choice| {
         let problem = CyclicProblem::of_form(&choice.form, &machine, sms);
         let schedule = steady_form(&problem)?;
         Some(Form { problem, schedule, words: choice.words })
     };
-    Ok(found.choices.into_iter().filter_map(form).collect())
+    Ok(asked.choose(&rewrite::options(job))?.into_iter().filter_map(form).collect())
 }
 
 impl OfJob {

@@ -111,6 +111,15 @@ impl Machine {
         }
     }
 
+    /// SMs of `work` where exchanges have `communication_sms` and computation the others; a copy engine needs none.
+    pub fn sms_of(&self, work: &Work, communication_sms: u32) -> u32 {
+        match work {
+            Work::Compute(_) => self.sms - communication_sms,
+            Work::Exchange { .. } => communication_sms,
+            Work::Copy { .. } => 0,
+        }
+    }
+
     /// How long `work` takes with `sms` SMs, with nothing beside it.
     pub fn duration(&self, work: &Work, sms: u32) -> Nanos {
         match work {

@@ -56,13 +56,11 @@ pub fn run_streams(ops: &impl StreamOps) -> Vec<Span> {
             [None, None] => break,
             [Some(one), None] | [None, Some(one)] => one.left,
             [Some(one), Some(other)] => {
-                let pairs = [(one, other), (other, one)];
-                let [mine, theirs] = pairs.map(|(one, other)| Pace::new(ops, one.op, other.op).time(one.left));
-                let step = mine.min(theirs);
-                for (slot, (one, other)) in running.iter_mut().zip(pairs) {
-                    let pace = Pace::new(ops, one.op, other.op);
-                    let left = if pace.time(one.left) == step { Nanos::ZERO } else { one.left - pace.progress(step) };
-                    *slot = Some(Running { op: one.op, left });
+                let paces = [Pace::new(ops, one.op, other.op), Pace::new(ops, other.op, one.op)];
+                let times = [paces[0].time(one.left), paces[1].time(other.left)];
+                let step = times[0].min(times[1]);
+                for ((running, pace), time) in running.iter_mut().flatten().zip(paces).zip(times) {
+                    running.left = if time == step { Nanos::ZERO } else { running.left - pace.progress(step) };
                 }
                 step
             }

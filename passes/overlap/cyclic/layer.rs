@@ -19,7 +19,7 @@ impl CyclicProblem {
     /// SMs for computation. `None` if no layer has experts. Exchanges among tensor-parallel GPUs count with their component.
     pub fn of_job(job: &Job, machine: &Machine, communication_sms: u32) -> Option<Self> {
         let work = unit_work(job, middle_layer(job)?);
-        let sms = |work: &Work| if work.is_exchange() { communication_sms } else { machine.sms - communication_sms };
+        let sms = |work: &Work| machine.sms_of(work, communication_sms);
         let works = |component: Component, phase: Phase| {
             let ops: &[UnitOp] = match phase {
                 Phase::F => &work.f,
@@ -50,11 +50,7 @@ impl CyclicProblem {
         let sides = [(Phase::F, &form.f), (Phase::I, &form.i), (Phase::W, &form.w)];
         let ops: Vec<(Phase, &FormOp)> =
             sides.iter().flat_map(|(phase, ops)| ops.iter().map(|op| (*phase, op))).collect();
-        let sms = |work: &Work| match work {
-            Work::Compute(_) => machine.sms - communication_sms,
-            Work::Exchange { .. } => communication_sms,
-            Work::Copy { .. } => 0,
-        };
+        let sms = |work: &Work| machine.sms_of(work, communication_sms);
         let cyclic = |&(phase, op): &(Phase, &FormOp)| CyclicOp {
             component: op.component,
             phase,
