@@ -11,6 +11,7 @@ pub mod cyclic;
 mod list;
 mod orders;
 pub mod report;
+mod shop;
 
 pub use budget::Budget;
 pub use orders::launch_order;

@@ -1,25 +1,58 @@
 //! A layer pair under every order: what `dualweave overlap` shows, and what a search has to beat.
 
-use super::cyclic::{CyclicProblem, CyclicSchedule, Limits, improve, search};
+use super::cyclic::{CyclicProblem, CyclicSchedule, LayerSpan, Limits, best_launches, best_span, improve, search};
 use super::launch_order;
 use crate::ir::Stream;
 use crate::job::training::PairOrder;
 use crate::units::Nanos;
 
-/// A steady state of a layer pair.
+/// A steady state of a layer pair, and a few layers with their way in and out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steady {
     /// Whose order it is.
     pub order: PairOrder,
     /// The schedule; its bound is that of the problem unless the search proved more.
     pub schedule: CyclicSchedule,
-    /// Time from the first start to the last end of some repetitions; for the search, of those in the best of all orders.
+    /// Time from the first start to the last end of some repetitions: for the search the best order of their ops, which need not be
+    /// the steady one; for the others theirs, unrolled.
     pub span: Nanos,
+    /// No order of these repetitions takes less, as far as was proved, but for `span_rounding`.
+    pub span_bound: Nanos,
+    /// See [`CyclicSchedule::rounding`].
+    pub span_rounding: Nanos,
 }
 
-/// The steady state under one order; `None` if the order contradicts what the ops need of each other. `repetitions` are
-/// those that `span` counts.
+impl Steady {
+    /// Whether no order of these repetitions takes less than `span`.
+    pub fn span_proved(&self) -> bool {
+        self.span <= self.span_bound + self.span_rounding
+    }
+}
+
+/// Partial orders of a few layers.
+const SPAN_NODES: u64 = 1_000;
+
+/// The steady state under one order, and `repetitions` of it; `None` if the order contradicts what the ops need of each other.
 pub fn steady(problem: &CyclicProblem, order: PairOrder, repetitions: u64) -> Option<Steady> {
+    let schedule = schedule(problem, order)?;
+    let span = match order {
+        PairOrder::Serial => schedule.period * repetitions,
+        _ => problem.span(&schedule, repetitions),
+    };
+    if order != PairOrder::Search {
+        let (span_bound, span_rounding) = (problem.span_bound(repetitions), Nanos::ZERO);
+        return Some(Steady { order, schedule, span, span_bound, span_rounding });
+    }
+    let by_hand = [PairOrder::DeepSeek, PairOrder::Megatron, PairOrder::Serial];
+    let others: Vec<CyclicSchedule> = by_hand.into_iter().filter_map(|order| self::schedule(problem, order)).collect();
+    let starts: Vec<&CyclicSchedule> = [&schedule].into_iter().chain(&others).collect();
+    let best = best_span(problem, repetitions, &starts, Limits { nodes: SPAN_NODES })?;
+    let (span, span_bound, span_rounding) = (best.span, best.bound, best.rounding);
+    Some(Steady { order, schedule, span, span_bound, span_rounding })
+}
+
+/// The steady state under one order.
+fn schedule(problem: &CyclicProblem, order: PairOrder) -> Option<CyclicSchedule> {
     let schedule = match order {
         PairOrder::Search => {
             let hand_made = [PairOrder::DeepSeek, PairOrder::Megatron];
@@ -42,19 +75,7 @@ pub fn steady(problem: &CyclicProblem, order: PairOrder, repetitions: u64) -> Op
             }
         }
     };
-    let schedule = slow(problem, order, schedule);
-    let span = match order {
-        PairOrder::Serial => schedule.period * repetitions,
-        _ => problem.span(&schedule, repetitions),
-    };
-    // What is best for ever need not be best for a few layers, with their way in and out: a chunk takes what is.
-    let others = match order {
-        PairOrder::Search => [PairOrder::Serial, PairOrder::DeepSeek, PairOrder::Megatron].as_slice(),
-        _ => &[],
-    };
-    let spans = others.iter().filter_map(|&order| Some(steady(problem, order, repetitions)?.span));
-    let span = spans.fold(span, Nanos::min);
-    Some(Steady { order, schedule, span })
+    Some(slow(problem, order, schedule))
 }
 
 /// The schedule with its period where ops slow each other. For the search the best of what it found and the orders made by
@@ -67,11 +88,12 @@ fn slow(problem: &CyclicProblem, order: PairOrder, schedule: CyclicSchedule) -> 
         return slowed(problem, schedule);
     }
     let by_hand = [PairOrder::DeepSeek, PairOrder::Megatron];
-    let by_hand = by_hand.iter().filter_map(|&order| Some(steady(problem, order, 1)?.schedule));
+    let by_hand = by_hand.into_iter().filter_map(|order| self::schedule(problem, order));
     // What no order is below where nothing slows anything, none is below where something does.
     let (nodes, proved) = (schedule.nodes, schedule.bound);
     let best = least_slowed(problem, [slowed(problem, schedule)].into_iter().chain(by_hand).collect());
     let best = best.map(|best| CyclicSchedule { nodes, bound: best.bound.max(proved), ..best });
+    let best = best.map(|best| best_launches(problem, best, Limits::default()));
     best.unwrap_or_else(|| serial(problem))
 }
 
@@ -79,13 +101,24 @@ fn slow(problem: &CyclicProblem, order: PairOrder, schedule: CyclicSchedule) -> 
 pub fn steady_form(problem: &CyclicProblem) -> Option<CyclicSchedule> {
     let found = search(problem, &[], Limits { nodes: FORM_NODES })?;
     match problem.is_slowed() {
-        true => least_slowed(problem, vec![slowed(problem, found)]),
+        true => {
+            let best = least_slowed(problem, vec![slowed(problem, found)])?;
+            Some(best_launches(problem, best, Limits { nodes: FORM_LAUNCHES }))
+        }
         false => Some(found),
     }
 }
 
+/// The best order of some repetitions of a form, from its steady one.
+pub fn form_span(problem: &CyclicProblem, schedule: &CyclicSchedule, repetitions: u64) -> Option<LayerSpan> {
+    best_span(problem, repetitions, &[schedule], Limits { nodes: FORM_LAUNCHES })
+}
+
 /// Partial schedules of a form: it has more ops than a plain layer, each node takes longer.
 const FORM_NODES: u64 = 2_000;
+
+/// The same where ops slow each other: each node looks at every pair of ops.
+const FORM_LAUNCHES: u64 = 200;
 
 /// A schedule with its period where ops slow each other.
 fn slowed(problem: &CyclicProblem, schedule: CyclicSchedule) -> CyclicSchedule {

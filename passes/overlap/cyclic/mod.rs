@@ -8,17 +8,21 @@
 #[cfg(any(test, feature = "highs"))]
 mod ilp;
 mod improve;
+mod launches;
 mod layer;
 mod period;
 mod search;
 mod slowed;
+mod span;
 #[cfg(test)]
 mod tests;
 
 pub use improve::improve;
+pub use launches::best_launches;
 pub use layer::middle_layer;
 pub use period::{Edge, Timing, period};
 pub use search::{Limits, search};
+pub use span::{LayerSpan, best_span};
 
 use crate::ir::{Component, Phase, Step, Stream, Tokens};
 use crate::units::Nanos;

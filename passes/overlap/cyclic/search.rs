@@ -173,7 +173,8 @@ impl Search<'_> {
         if self.complete {
             return;
         }
-        if let Answer::Found { timing, bound } = ilp::shortest(self.problem, longest, SOLVER) {
+        let answer = ilp::shortest(std::slice::from_ref(self.problem), longest, SOLVER);
+        if let Answer::Found { timing, bound, .. } = answer {
             self.keep(timing.period, &timing.starts);
             self.bound = self.bound.max(bound);
         }

@@ -3,6 +3,7 @@
 //! The search for an order ([`super::search()`]) counts each op at its time with nothing beside it, which no op is below. What an
 //! order really gives is found by running it over many repetitions, and the bound counts what must be lost.
 
+use super::super::shop;
 use super::{CyclicOp, CyclicProblem, CyclicSchedule};
 use crate::ir::{Phase, Stream};
 use crate::sim::{Span, StreamOps, run_streams};
@@ -60,6 +61,17 @@ impl CyclicProblem {
         stretched
     }
 
+    /// The durations of all ops when those of the engines among `[computation, communication]` lose all the time the least share
+    /// that any op of theirs loses beside any other; with [`CyclicProblem::saved`] a bound for whatever runs beside what. In ns.
+    pub(super) fn least_stretched(&self, engines: [bool; 2]) -> Vec<Nanos> {
+        let Shared { a, b, .. } = self.shared();
+        let stretched = |op: &CyclicOp| match engines[op.engine as usize] {
+            true => Nanos((op.duration.as_f64() / (1.0 - [a, b][op.engine as usize])) as u64),
+            false => op.duration,
+        };
+        self.ops.iter().map(stretched).collect()
+    }
+
     /// The mean period when ops are launched in the order of the schedule's starts, repetition after repetition, and slow each
     /// other; rounded up.
     pub fn slowed_period(&self, schedule: &CyclicSchedule) -> Nanos {
@@ -90,18 +102,38 @@ impl CyclicProblem {
         inside.collect()
     }
 
-    /// Repetitions, in launch order, with their times.
-    fn run(&self, schedule: &CyclicSchedule, repetitions: u64) -> Vec<Run> {
+    /// Some repetitions of a schedule in launch order: repetition and op.
+    pub(super) fn launches(&self, schedule: &CyclicSchedule, repetitions: u64) -> Vec<(u64, usize)> {
         let starts = schedule.starts.iter();
         let mut launches: Vec<(Nanos, u64, usize)> = (0..repetitions)
             .flat_map(|n| starts.clone().enumerate().map(move |(op, &start)| (start + schedule.unslowed * n, n, op)))
             .collect();
         launches.sort_unstable();
+        launches.into_iter().map(|(_, n, op)| (n, op)).collect()
+    }
+
+    /// A time that some repetitions are not below in any order, from what both engines have to do.
+    pub fn span_bound(&self, repetitions: u64) -> Nanos {
+        self.repeated(repetitions).load_bound()
+    }
+
+    /// The work of some repetitions as that of one; without needs.
+    pub(super) fn repeated(&self, repetitions: u64) -> Self {
+        let mut all = self.clone();
+        all.needs.clear();
+        all.ops.iter_mut().for_each(|op| op.duration = op.duration * repetitions);
+        all.beside.iter_mut().flatten().for_each(|beside| *beside = *beside * repetitions);
+        all
+    }
+
+    /// Repetitions, in launch order, with their times.
+    fn run(&self, schedule: &CyclicSchedule, repetitions: u64) -> Vec<Run> {
+        let launches = self.launches(schedule, repetitions);
         let mut place = vec![vec![0_u32; self.ops.len()]; repetitions as usize];
-        for (at, &(_, n, op)) in (0..).zip(&launches) {
+        for (at, &(n, op)) in (0..).zip(&launches) {
             place[n as usize][op] = at;
         }
-        let waits = launches.iter().map(|&(_, n, op)| {
+        let waits = launches.iter().map(|&(n, op)| {
             let needs = self.needs.iter().filter(|need| need.to == op);
             let made = needs.filter_map(|need| {
                 let repetition = u64::try_from(n as i64 - need.distance).ok().filter(|&there| there < repetitions)?;
@@ -109,9 +141,10 @@ impl CyclicProblem {
             });
             made.collect()
         });
-        let unrolled = Unrolled { problem: self, waits: waits.collect(), ops: launches.iter().map(|l| l.2).collect() };
+        let unrolled =
+            Unrolled { problem: self, waits: waits.collect(), ops: launches.iter().map(|launch| launch.1).collect() };
         let spans = run_streams(&unrolled);
-        launches.into_iter().zip(spans).map(|((_, repetition, op), span)| Run { repetition, op, span }).collect()
+        launches.into_iter().zip(spans).map(|((repetition, op), span)| Run { repetition, op, span }).collect()
     }
 
     /// Whether the engines' loads, not a chain of needs, bound the period.
@@ -159,6 +192,18 @@ impl CyclicProblem {
             }
         }
         Nanos(enough)
+    }
+
+    /// At a period, the most time that computations, and exchanges, can save for having nothing beside them: see [`super::launches`].
+    pub(super) fn saved(&self, period: Nanos) -> [Nanos; 2] {
+        let Shared { compute, comm, a, b } = self.shared();
+        shop::saved([compute, comm], [a, b], period.as_f64()).map(Nanos)
+    }
+
+    /// The least shares of their speed that computations and exchanges lose beside each other.
+    pub(super) fn lost(&self) -> [f64; 2] {
+        let Shared { a, b, .. } = self.shared();
+        [a, b]
     }
 
     /// Of the longest chain of needs through one layer of a side: time of its computations and of its exchanges. Nothing where

@@ -1,5 +1,7 @@
 //! The search against trying everything, and against published numbers.
 
+mod slowed;
+
 use super::*;
 use crate::job::training::PairOrder;
 use crate::passes::overlap::launch_order;
@@ -127,10 +129,10 @@ proptest::proptest! {
         proptest::prop_assert!(found.proved(), "{} nodes", found.nodes);
         proptest::prop_assert!(possible(&problem, found.period.0), "{found:?}");
         // And by a solver that knows nothing of branch and bound over repetitions.
-        let answer = ilp::shortest(&problem, Nanos(found.period.0 + 1), SOLVER);
-        let ilp::Answer::Found { timing, bound } = &answer else { panic!("{found:?} {answer:?}") };
+        let answer = ilp::shortest(std::slice::from_ref(&problem), Nanos(found.period.0 + 1), SOLVER);
+        let ilp::Answer::Found { timing, bound, .. } = &answer else { panic!("{found:?} {answer:?}") };
         proptest::prop_assert_eq!((timing.period, *bound), (found.period, found.period));
-        let shorter = ilp::shortest(&problem, Nanos(found.period.0 - 1), SOLVER);
+        let shorter = ilp::shortest(std::slice::from_ref(&problem), Nanos(found.period.0 - 1), SOLVER);
         proptest::prop_assert_eq!(shorter, ilp::Answer::Impossible, "{:?}", found);
         let least = (1..=found.period.0).find(|&period| possible(&problem, period));
         proptest::prop_assert_eq!(least, Some(found.period.0));
@@ -141,8 +143,8 @@ proptest::proptest! {
 #[test]
 fn the_solver_agrees_on_the_trace() {
     let problem = deepseek();
-    let answer = ilp::shortest(&problem, Nanos(30_270_000), SOLVER);
-    let ilp::Answer::Found { timing, bound } = answer else { panic!("{answer:?}") };
+    let answer = ilp::shortest(std::slice::from_ref(&problem), Nanos(30_270_000), SOLVER);
+    let ilp::Answer::Found { timing, bound, .. } = answer else { panic!("{answer:?}") };
     assert_eq!((timing.period, bound), (Nanos(29_540_000), Nanos(29_540_000)));
 }
 
@@ -175,13 +177,45 @@ fn whole_pairs_equal_exhaustive_search() {
         if found.period > problem.bound() {
             above_the_bound += 1;
             assert!(!possible(&problem, found.period.0 - 1), "case {case}: {found:?}");
-            let answer = ilp::shortest(&problem, found.period, SOLVER);
-            let ilp::Answer::Found { timing, bound } = &answer else { panic!("case {case}: {answer:?}") };
+            let answer = ilp::shortest(std::slice::from_ref(&problem), found.period, SOLVER);
+            let ilp::Answer::Found { timing, bound, .. } = &answer else { panic!("case {case}: {answer:?}") };
             assert_eq!((timing.period, *bound), (found.period, found.period), "case {case}");
         }
     }
     println!("{above_the_bound} of 300 above the bound");
     assert!(above_the_bound >= 3);
+}
+
+/// Modes: the more SMs, the shorter exchanges and the longer computations. Their choice and the order together, by the solver, against
+/// every mode and every start tried.
+#[test]
+fn the_choice_of_a_mode_equals_trying_all() {
+    let mut chosen = [0; 3];
+    for case in 0..40 {
+        let drawn = drawn(case);
+        // Up to eight ops.
+        let left_out = [(Mlp, Phase::W), (Attention, Phase::W)];
+        let modes = [1, 2, 3].map(|sms| {
+            CyclicProblem::layer_pair(|component, phase| {
+                let op = drawn.ops.iter().find(|op| (op.component, op.phase) == (component, phase));
+                let duration = op.map_or(0, |op| op.duration.0);
+                match component {
+                    _ if left_out.contains(&(component, phase)) => Nanos::ZERO,
+                    Dispatch | Combine => Nanos((3 * duration).div_ceil(sms)),
+                    _ => Nanos(duration + (sms - 1) * (case % 4)),
+                }
+            })
+        });
+        let best = modes.iter().map(|mode| search(mode, &[], Limits::default()).expect("a schedule").period);
+        let best = best.min().expect("modes");
+        let answer = ilp::shortest(&modes, Nanos(100), SOLVER);
+        let ilp::Answer::Found { mode, timing, bound } = answer else { panic!("case {case}: {answer:?}") };
+        assert_eq!((timing.period, bound), (best, best), "case {case}");
+        assert!(possible(&modes[mode], best.0), "case {case}");
+        assert!(modes.iter().all(|mode| !possible(mode, best.0 - 1)), "case {case}");
+        chosen[mode] += 1;
+    }
+    assert!(chosen.iter().all(|&times| times > 0), "{chosen:?}");
 }
 
 /// Where branch and bound has no nodes, the solver finds and proves the same.
