@@ -89,7 +89,7 @@ impl StageForms {
 /// Orders all programs. Where the order is searched for, each program also has the form in which it is shortest.
 pub fn overlap(stages: &[StageForms], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
     let pairs_wanted = options.pairs;
-    let mut made = Programs { machine, options, programs: Vec::new(), durations: Vec::new(), known: BTreeMap::new() };
+    let mut made = Programs { machine, options, programs: Vec::new(), durations: Vec::new(), known: BTreeMap::new(), asked: BTreeMap::new() };
     let stage_programs = stages
         .iter()
         .map(|stage| StagePrograms {
@@ -147,6 +147,8 @@ struct Programs<'a> {
     programs: Vec<Program>,
     durations: Vec<Nanos>,
     known: BTreeMap<Program, u32>,
+    /// Of stages that are alike, what was asked before: the ops of each form.
+    asked: BTreeMap<(ProgramKind, Vec<Vec<Op>>), u32>,
 }
 
 impl Programs<'_> {
@@ -154,50 +156,53 @@ impl Programs<'_> {
     fn add(&mut self, kind: ProgramKind, forward: Option<&StageForms>, backward: Option<&StageForms>) -> u32 {
         let sides = [forward, backward].into_iter().flatten();
         let rewritten = sides.map(|stage| stage.rewritten.len()).max().unwrap_or(0);
-        let forms = if self.options.order == PairOrder::Search { rewritten } else { 0 };
-        let arrange = |form: usize, effort: Effort| {
+        let last = if self.options.order == PairOrder::Search { rewritten } else { 0 };
+        let mut forms: Vec<Vec<Op>> = Vec::new();
+        for form in 0..=last {
             let [forward, backward] = [forward, backward].map(|stage| Some(stage?.form(form)));
-            self.arrange(kind, forward, backward, effort)
-        };
-        let mut best = arrange(0, Effort::Search);
-        let mut bound = best.1.bound;
-        let mut others: Vec<(Nanos, usize)> = Vec::new();
-        for form in 1..=forms {
-            let (time, program) = arrange(form, Effort::Glance);
-            bound = bound.min(program.bound);
-            others.push((time, form));
-        }
-        others.sort_unstable();
-        for (_, form) in others.into_iter().take(WORTH_SEARCHING) {
-            let other = arrange(form, Effort::Search);
-            // Of equals the first: the plain one.
-            if other.0 < best.0 {
-                best = other;
+            let ops = dependencies(kind, forward, backward);
+            if !forms.contains(&ops) {
+                forms.push(ops);
             }
         }
-        let (time, program) = (best.0, Program { bound, ..best.1 });
-        if let Some(&index) = self.known.get(&program) {
+        let asked = (kind, forms);
+        if let Some(&index) = self.asked.get(&asked) {
             return index;
         }
-        let index = self.programs.len() as u32;
-        self.durations.push(time);
-        self.known.insert(program.clone(), index);
-        self.programs.push(program);
+        let (time, program) = self.shortest(kind, &asked.1);
+        let next = self.programs.len() as u32;
+        let index = *self.known.entry(program).or_insert_with_key(|program| {
+            self.durations.push(time);
+            self.programs.push(program.clone());
+            next
+        });
+        self.asked.insert(asked, index);
         index
     }
 
-    fn arrange(
-        &self,
-        kind: ProgramKind,
-        forward: Option<&Chunk>,
-        backward: Option<&Chunk>,
-        effort: Effort,
-    ) -> (Nanos, Program) {
+    /// The shortest program that is found in any of these forms, and how long it takes.
+    fn shortest(&self, kind: ProgramKind, forms: &[Vec<Op>]) -> (Nanos, Program) {
+        let mut glanced: Vec<(Nanos, usize)> = Vec::new();
+        let mut bound = Nanos(u64::MAX);
+        for (form, ops) in forms.iter().enumerate() {
+            let (time, program) = self.arrange(kind, ops, Effort::Glance);
+            bound = bound.min(program.bound);
+            glanced.push((time, form));
+        }
+        // The plain form is always searched; of equals it is the first.
+        glanced[1..].sort_unstable();
+        let worth = glanced.iter().take(1 + WORTH_SEARCHING);
+        let searched = worth.map(|&(_, form)| self.arrange(kind, &forms[form], Effort::Search));
+        let best = searched.min_by_key(|(time, _)| *time);
+        let (time, program) = best.unwrap_or_else(|| self.arrange(kind, &[], Effort::Search));
+        (time, Program { bound, ..program })
+    }
+
+    fn arrange(&self, kind: ProgramKind, ops: &[Op], effort: Effort) -> (Nanos, Program) {
         let Options { budget, order, .. } = &self.options;
-        let ops = dependencies(kind, forward, backward);
-        let bound = bound::bound(&ops, self.machine, budget);
-        let order = orders::arrange(kind, &ops, self.machine, budget, *order, effort);
-        let program = Program { kind, workspace: workspace(&ops, &order), bound, ops: order };
+        let bound = bound::bound(ops, self.machine, budget);
+        let order = orders::arrange(kind, ops, self.machine, budget, *order, effort);
+        let program = Program { kind, workspace: workspace(ops, &order), bound, ops: order };
         (time_program(&program, self.machine).total, program)
     }
 }

@@ -74,7 +74,7 @@ impl Default for Tokens {
 }
 
 /// An operation: node of a [`super::Chunk`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Op {
     /// What it is.
     pub component: Component,
