@@ -24,7 +24,7 @@ use crate::job::training::{PairOrder, ScheduleKind};
 use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
 use crate::sim;
-use crate::units::Nanos;
+use crate::units::{Bytes, Nanos};
 use overlap::{Budget, StageForms};
 use rewrite::choose::{Asked, Choice};
 
@@ -53,10 +53,13 @@ pub struct StageLoad {
     pub communication: Nanos,
 }
 
+/// How often programs are made again, each time without the one with the largest workspace, until the plan fits in memory.
+const TIGHTER: u32 = 4;
+
 /// Runs every pass on a checked job.
 ///
-/// Rewritten layers may hold more at a time, since their weight gradients wait longer: where the plan does not fit with them, but
-/// does without, it is made without.
+/// Rewritten layers may hold more at a time, since their weight gradients wait longer. Where the plan does not fit with them, but
+/// does without, programs with less workspace are looked for; if that does not help, the plan is made without.
 ///
 /// # Errors
 /// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
@@ -66,10 +69,23 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     if !rewrites || fits(&compiled.plan)? {
         return Ok(compiled);
     }
-    let mut plain = job.clone();
-    plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
-    let other = across_ranks(&plain, inside_chunks(&plain)?)?;
-    Ok(if fits(&other.plan)? { other } else { compiled })
+    let mut without = job.clone();
+    without.training.without_rewrites = vec![rewrite::ALL.to_owned()];
+    let plain = across_ranks(&without, inside_chunks(&without)?)?;
+    if !fits(&plain.plan)? {
+        return Ok(compiled);
+    }
+    let mut fullest = compiled;
+    for _ in 0..TIGHTER {
+        let most = fullest.plan.programs.iter().map(|program| program.workspace).max().unwrap_or_default();
+        let less = most.saturating_sub(Bytes(1));
+        fullest = across_ranks(job, inside_chunks_within(job, Some(less))?)?;
+        if fits(&fullest.plan)? {
+            let better = fullest.plan.timetable.makespan < plain.plan.timetable.makespan;
+            return Ok(if better { fullest } else { plain });
+        }
+    }
+    Ok(plain)
 }
 
 /// Whether every rank has room for what it needs.
@@ -88,13 +104,21 @@ pub struct Chunks {
     budget: Budget,
 }
 
-/// The first half: `lower`, `split` and `overlap`. Its time does not depend on the number of micro-batches. Where the job
-/// leaves the SMs of communication to the compiler, several numbers are tried, and the one is kept with which the timetable is
-/// shortest, messages between ranks not counted.
+/// How many numbers of SMs, of those whose plain programs give the shortest timetables, are also tried with rewritten layers.
+const WORTH_REWRITING: usize = 2;
+
+/// The first half: `lower`, `split`, `rewrite` and `overlap`. Its time does not depend on the number of micro-batches. Where the
+/// job leaves the SMs of communication to the compiler, several numbers are tried, the best of them with rewritten layers, and
+/// the one is kept with which the timetable is shortest, messages between ranks not counted.
 ///
 /// # Errors
 /// As [`compile`].
 pub fn inside_chunks(job: &Job) -> Result<Chunks> {
+    inside_chunks_within(job, None)
+}
+
+/// The same, with programs that need no more than `workspace` where there are such.
+fn inside_chunks_within(job: &Job, workspace: Option<Bytes>) -> Result<Chunks> {
     let training = &job.training;
     let machine = Machine::new(&job.cluster, training.memory_limit_gb);
     pipeline::precondition(training.schedule, training.pp, training.stages_per_rank(), training.micro_batches)?;
@@ -102,39 +126,48 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
         CommunicationSms::Fixed(sms) => vec![sms],
         CommunicationSms::Best | CommunicationSms::Each => overlap::budget::promising(job, &machine),
     };
-    let plain = |sms: u32| inside_chunks_with(job, &machine, Budget::fixed(sms), &BTreeMap::new());
-    let tried = numbers.into_iter().map(plain).collect::<Result<Vec<_>>>()?;
-    let best = shortest(training.schedule, tried)?;
-    let Some(best) = best else { return plain(2) };
-    let rewritten = rewritten(job, &machine, &best)?;
     let offered = match training.communication_sms {
         CommunicationSms::Each => overlap::budget::offered(job),
         CommunicationSms::Fixed(_) | CommunicationSms::Best => Vec::new(),
     };
-    if rewritten.is_empty() && offered.is_empty() {
-        return Ok(best);
+    let plain = |sms: u32| inside_chunks_with(job, &machine, Budget::fixed(sms), workspace, &BTreeMap::new());
+    let tried = shortest_first(training.schedule, numbers.into_iter().map(plain).collect::<Result<_>>()?)?;
+    let mut rewritten = Vec::new();
+    for chunks in tried.into_iter().take(WORTH_REWRITING) {
+        let forms = forms(job, &machine, &chunks)?;
+        if forms.is_empty() && offered.is_empty() {
+            rewritten.push(chunks);
+        } else {
+            let budget = Budget { sms: chunks.budget.sms, offered: offered.clone() };
+            rewritten.push(inside_chunks_with(job, &machine, budget, workspace, &forms)?);
+        }
     }
-    inside_chunks_with(job, &machine, Budget { sms: best.budget.sms, offered }, &rewritten)
+    match shortest_first(training.schedule, rewritten)?.into_iter().next() {
+        Some(best) => Ok(best),
+        None => plain(2),
+    }
 }
 
 /// What `rewrite` makes of each kind of layer with experts, with the SMs that were chosen for its plain form. Nothing if the
 /// order is not searched for, or no rule may be used.
-fn rewritten(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Vec<Choice>>> {
+fn forms(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Vec<Choice>>> {
     let training = &job.training;
-    let mut rewritten = BTreeMap::new();
+    let mut forms = BTreeMap::new();
     if training.overlap != PairOrder::Search || rewrite::none_allowed(job) {
-        return Ok(rewritten);
+        return Ok(forms);
     }
     let units = plain.lowered.stages.iter().flat_map(|stage| &stage.units);
     let kinds: BTreeSet<Unit> = units.map(|&unit| lower::alike(job, unit)).collect();
     for unit in kinds {
-        let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit };
-        let choices = asked.choose(&rewrite::options(job))?;
+        let of_kind = |stage: &Stage| stage.units.iter().filter(|&&other| lower::alike(job, other) == unit).count();
+        let layers = plain.lowered.stages.iter().map(of_kind).max().unwrap_or(1) as u32;
+        let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit, layers };
+        let choices = asked.choose(&rewrite::options(job))?.choices;
         if !choices.is_empty() {
-            rewritten.insert(unit, choices);
+            forms.insert(unit, choices);
         }
     }
-    Ok(rewritten)
+    Ok(forms)
 }
 
 /// With these SMs for exchanges; each program may have the form of its units that is the best for it.
@@ -142,12 +175,14 @@ fn inside_chunks_with(
     job: &Job,
     machine: &Machine,
     budget: Budget,
+    workspace: Option<Bytes>,
     rewritten: &BTreeMap<Unit, Vec<Choice>>,
 ) -> Result<Chunks> {
     let lowered = lower::lower(job, machine, budget.sms)?;
     let mut split = split::split(job, &lowered);
     let options = overlap::Options {
         budget: budget.clone(),
+        workspace,
         order: job.training.overlap,
         pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
     };
@@ -165,15 +200,17 @@ fn inside_chunks_with(
     Ok(Chunks { machine: machine.clone(), lowered, split, overlapped, budget })
 }
 
-/// The one with which the schedule's timetable is shortest; of equals the first.
-fn shortest(schedule: ScheduleKind, mut tried: Vec<Chunks>) -> Result<Option<Chunks>> {
-    if tried.len() < 2 {
-        return Ok(tried.pop());
-    }
-    let timetable = pipeline::generate(schedule, &tried[0].lowered.layout)?;
+/// Those with which the schedule's timetable is shorter come first; of equals, as they were.
+fn shortest_first(schedule: ScheduleKind, tried: Vec<Chunks>) -> Result<Vec<Chunks>> {
+    let layout = match tried.as_slice() {
+        [first, _, ..] => &first.lowered.layout,
+        _ => return Ok(tried),
+    };
+    let timetable = pipeline::generate(schedule, layout)?;
     let timed = tried.into_iter().map(|chunks| Ok((chunks.makespan(&timetable)?, chunks)));
-    let timed = timed.collect::<Result<Vec<_>>>()?;
-    Ok(timed.into_iter().min_by_key(|(time, _)| *time).map(|(_, chunks)| chunks))
+    let mut timed = timed.collect::<Result<Vec<_>>>()?;
+    timed.sort_by_key(|(time, _)| *time);
+    Ok(timed.into_iter().map(|(_, chunks)| chunks).collect())
 }
 
 impl Chunks {

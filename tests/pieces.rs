@@ -12,9 +12,9 @@ use dualweave::job::model::Dtype;
 use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, hf, load};
 use dualweave::machine::Machine;
-use dualweave::passes::unit_work::pieces::{Piece, exchange_buffer, handed, held, work};
-use dualweave::passes::unit_work::{Again, UnitOp, unit_work, units};
-use dualweave::units::{Bytes, Flops};
+use dualweave::passes::unit_work::pieces::{Piece, exchange_buffer, work};
+use dualweave::passes::unit_work::{UnitOp, unit_work, units};
+use dualweave::units::Flops;
 
 use exchanges::{FLAT, sent};
 
@@ -78,10 +78,6 @@ fn layers(job: &Job) -> Vec<Unit> {
     kinds.into_values().collect()
 }
 
-fn as_given(job: &Job, unit: Unit, piece: Piece) -> Option<Work> {
-    work(job, unit, Again::of(job), &piece)
-}
-
 /// Kernels of some works together, in one order.
 fn kernels<'a>(works: impl IntoIterator<Item = &'a Work>) -> Vec<Kernel> {
     let mut all: Vec<Kernel> = Vec::new();
@@ -109,7 +105,7 @@ fn whole_pieces_are_the_ops_of_a_unit() {
             let whole = unit_work(job, unit);
             for (phase, ops) in [(Phase::F, &whole.f), (Phase::I, &whole.i), (Phase::W, &whole.w)] {
                 let pieces = COMPONENTS.into_iter().filter_map(|component| {
-                    Some(UnitOp { component, work: as_given(job, unit, Piece::whole(component, phase))? })
+                    Some(UnitOp { component, work: work(job, unit, &Piece::whole(component, phase))? })
                 });
                 let mut pieces: Vec<UnitOp> = pieces.collect();
                 if phase != Phase::F {
@@ -120,20 +116,14 @@ fn whole_pieces_are_the_ops_of_a_unit() {
                 let ops = ops.iter().filter(|op| !op.work.is_exchange() || all_to_all(op));
                 assert!(ops.eq(&pieces), "{name}, {unit}, {phase:?}");
             }
-            assert_eq!(held(job, unit, Again::of(job)), whole.held, "{name}, {unit}");
-            let whole_pieces = || COMPONENTS.iter().flat_map(|c| PHASES.map(|p| Piece::whole(*c, p)));
             if job.training.tp == 1 {
-                let buffers = whole_pieces().map(|piece| exchange_buffer(job, unit, &piece));
+                let pieces = COMPONENTS.iter().flat_map(|c| PHASES.map(|p| Piece::whole(*c, p)));
+                let buffers = pieces.map(|piece| exchange_buffer(job, unit, &piece));
                 assert_eq!(buffers.max(), Some(whole.exchange_buffer), "{name}, {unit}");
-            }
-            for piece in whole_pieces() {
-                let all = whole.held.i_to_w.get(&piece.component).copied().filter(|_| piece.phase == Phase::W);
-                assert_eq!(handed(job, unit, Again::of(job), &piece), all.unwrap_or_default(), "{name}, {unit}");
             }
         }
         for end in [Unit::Embedding, Unit::Head] {
-            assert_eq!(as_given(job, end, Piece::whole(Component::Head, Phase::F)), None);
-            assert_eq!(held(job, end, Again::of(job)), unit_work(job, end).held, "{name}, {end}");
+            assert_eq!(work(job, end, &Piece::whole(Component::Head, Phase::F)), None);
         }
     }
 }
@@ -149,7 +139,7 @@ fn what_is_split_off_and_what_is_left_make_up_the_op() {
                 PHASES.iter().flat_map(|p| [Component::Attention, Component::Mlp].map(|c| (*p, c)))
             {
                 let all = Piece::whole(component, phase);
-                let of = |piece| as_given(job, unit, piece);
+                let of = |piece| work(job, unit, &piece);
                 let what = format!("{name}, {unit}, {component:?} {phase:?}");
                 let must = |piece| of(piece).unwrap_or_else(|| panic!("{what}: no {piece:?}"));
 
@@ -188,48 +178,28 @@ fn what_is_split_off_and_what_is_left_make_up_the_op() {
     assert!(with_shared > 50 && with_again > 50, "{with_shared} {with_again}");
 }
 
-/// The pieces do not depend on what the job computes again, but on what the caller does.
+/// Without what is computed again, an op is that of a job that computes nothing again.
 #[test]
-fn recomputation_is_the_callers_choice() {
+fn what_is_not_computed_again_is_the_work_of_a_job_that_keeps_everything() {
     let mut job = example("deepseek-v3");
     let unit = moe_unit(&job);
-    let all = Again { attention: EVERYTHING, mlp: EVERYTHING };
-    assert_eq!(Again::of(&job), all, "DeepSeek computes again whatever it can");
+    assert_eq!(job.training.recompute, EVERYTHING, "DeepSeek computes again whatever it can");
     let mut keeping = job.clone();
     keeping.training.recompute = NOTHING;
     for (component, phase) in PHASES.iter().flat_map(|p| COMPONENTS.map(|c| (c, *p))) {
         let piece = Piece::whole(component, phase);
-        assert_eq!(work(&keeping, unit, all, &piece), as_given(&job, unit, piece));
         let main = Piece { without_again: true, ..piece };
-        assert_eq!(work(&job, unit, all, &main), as_given(&keeping, unit, piece), "{component:?} {phase:?}");
+        assert_eq!(work(&job, unit, &main), work(&keeping, unit, &piece), "{component:?} {phase:?}");
     }
-    assert_eq!(held(&keeping, unit, all), unit_work(&job, unit).held);
-    assert_eq!(held(&job, unit, Again::default()), unit_work(&keeping, unit).held);
-
-    // One component's choice changes nothing of the other's.
-    let half = Again { attention: NOTHING, mlp: EVERYTHING };
-    for (component, like) in [(Component::Attention, &keeping), (Component::Mlp, &job)] {
-        let piece = Piece::whole(component, Phase::I);
-        assert_eq!(work(&job, unit, half, &piece), as_given(like, unit, piece), "{component:?}");
-    }
-    let half = held(&job, unit, half);
-    let (kept, made) = (unit_work(&keeping, unit).held, unit_work(&job, unit).held);
-    for (half, (kept, made)) in [
-        (&half.f_to_i, (&kept.f_to_i, &made.f_to_i)),
-        (&half.f_to_w, (&kept.f_to_w, &made.f_to_w)),
-        (&half.i_to_w, (&kept.i_to_w, &made.i_to_w)),
-    ] {
-        assert_eq!(half.get(&Component::Attention), kept.get(&Component::Attention));
-        assert_eq!(half.get(&Component::Mlp), made.get(&Component::Mlp));
-    }
-    // Keeping q, k, v (bf16) and the normed inputs (FP8) of 4096 tokens takes memory from F on.
-    let until_i = |held: &BTreeMap<Component, Bytes>| held[&Component::Attention].0;
-    assert!(until_i(&half.f_to_i) > until_i(&made.f_to_i) + 2 * 4096 * 128 * (192 + 192 + 128) - 2 * 4096 * 2112);
+    // One op's recomputation changes nothing of the other's.
+    job.training.recompute = Recompute { swiglu: true, ..NOTHING };
+    let attention = Piece::whole(Component::Attention, Phase::I);
+    assert_eq!(work(&job, unit, &attention), work(&keeping, unit, &attention));
 
     // A dense MLP has its norm to compute again, and the activation.
     job.training.recompute = EVERYTHING;
     let dense =
-        kernels(&as_given(&job, Unit::Dense(0), Piece { step: Step::Again, ..Piece::whole(Component::Mlp, Phase::I) }));
+        kernels(&work(&job, Unit::Dense(0), &Piece { step: Step::Again, ..Piece::whole(Component::Mlp, Phase::I) }));
     let bytes: Vec<u64> = dense.iter().map(|kernel| kernel.bytes.0).collect();
     assert_eq!(bytes, [2 * 2 * 4096 * 7168, 2 * 3 * 4096 * 18432]);
 }
@@ -245,10 +215,10 @@ fn parts_of_the_tokens_do_the_work_of_all_and_pay_for_the_weights_each() {
         for unit in layers(job) {
             for (component, phase) in PHASES.iter().flat_map(|p| COMPONENTS.map(|c| (c, *p))) {
                 let piece = Piece::whole(component, phase);
-                let Some(whole) = as_given(job, unit, piece) else { continue };
+                let Some(whole) = work(job, unit, &piece) else { continue };
                 for parts in [2, 4] {
                     let what = format!("{name}, {unit}, {component:?} {phase:?} in {parts}");
-                    let of = |at| as_given(job, unit, part(piece, at, parts));
+                    let of = |at| work(job, unit, &part(piece, at, parts));
                     // Attention is over whole sequences.
                     if component == Component::Attention && job.training.micro_batch_size % parts != 0 {
                         assert_eq!(of(0), None, "{what}");
@@ -287,7 +257,7 @@ fn products_of_half_the_tokens_by_hand() {
     let unit = moe_unit(&job);
     let w = Piece { without_shared: true, ..Piece::whole(Component::Mlp, Phase::W) };
     let gate_up = |piece| {
-        let Some(Work::Compute(kernels)) = as_given(&job, unit, piece) else { panic!("kernels wanted") };
+        let Some(Work::Compute(kernels)) = work(&job, unit, &piece) else { panic!("kernels wanted") };
         assert_eq!(kernels.len(), 2, "down, then gate and up");
         kernels[1]
     };
@@ -305,43 +275,23 @@ fn products_of_half_the_tokens_by_hand() {
     assert!(rate(1) > rate(2) && rate(2) > rate(4));
 }
 
-/// What the shared expert's I hands to its W, and that shares add up.
-#[test]
-fn pieces_of_a_weight_gradient_share_what_is_handed_to_it() {
-    let job = example("deepseek-v3");
-    let unit = moe_unit(&job);
-    let whole = Piece::whole(Component::Mlp, Phase::W);
-    let of = |piece: Piece| handed(&job, unit, Again::of(&job), &piece).0;
-    let [rest, shared] = [Piece { without_shared: true, ..whole }, Piece { step: Step::Shared, ..whole }];
-    // Activation made again, gradients of gate and up, gradients of the output: 4096 tokens, 2048 wide.
-    assert_eq!(of(shared), Dtype::Fp8.bytes(4096 * (3 * 2048 + 7168)));
-    assert_eq!(of(rest) + of(shared), of(whole));
-    for piece in [whole, rest, shared] {
-        for parts in [2, 4, 64] {
-            assert_eq!((0..parts).map(|at| of(part(piece, at, parts))).sum::<u64>(), of(piece), "{piece:?}");
-        }
-    }
-    assert_eq!(of(Piece { phase: Phase::I, ..whole }), 0);
-    assert_eq!(of(part(whole, 0, 3)), 0, "no such piece");
-}
-
 #[test]
 fn tokens_that_do_not_divide_have_no_parts() {
     let mut job = example("deepseek-v3");
     let unit = moe_unit(&job);
     let mlp = Piece::whole(Component::Mlp, Phase::F);
     for (at, parts) in [(0, 0), (0, 3), (2, 2), (5, 4), (0, 8192)] {
-        assert_eq!(as_given(&job, unit, part(mlp, at, parts)), None, "{at} of {parts}");
+        assert_eq!(work(&job, unit, &part(mlp, at, parts)), None, "{at} of {parts}");
     }
-    assert!(as_given(&job, unit, part(mlp, 4095, 4096)).is_some());
+    assert!(work(&job, unit, &part(mlp, 4095, 4096)).is_some());
     let attention = Piece::whole(Component::Attention, Phase::F);
-    assert_eq!(as_given(&job, unit, part(attention, 0, 2)), None, "one sequence");
+    assert_eq!(work(&job, unit, &part(attention, 0, 2)), None, "one sequence");
     // Half of four sequences is a micro-batch of two.
     job.training.micro_batch_size = 4;
-    let half = as_given(&job, unit, part(attention, 1, 2));
-    assert_eq!(as_given(&job, unit, part(attention, 0, 8)), None);
+    let half = work(&job, unit, &part(attention, 1, 2));
+    assert_eq!(work(&job, unit, &part(attention, 0, 8)), None);
     job.training.micro_batch_size = 2;
-    assert_eq!(half, as_given(&job, unit, attention));
+    assert_eq!(half, work(&job, unit, &attention));
 }
 
 /// Fewer rows than experts leave a weight gradient that still takes some time, not for ever.
@@ -351,7 +301,7 @@ fn a_part_smaller_than_the_number_of_experts_takes_finite_time() {
     (job.training.ep, job.training.sequence) = (1, 64);
     let machine = Machine::new(&job.cluster, None);
     let piece = part(Piece::whole(Component::Mlp, Phase::W), 0, 16);
-    let work = as_given(&job, moe_unit(&job), piece).expect("4 tokens are a part of 64");
+    let work = work(&job, moe_unit(&job), &piece).expect("4 tokens are a part of 64");
     assert!(machine.duration(&work, machine.sms).secs() < 1.0);
 }
 
@@ -366,17 +316,17 @@ fn there_are_no_such_pieces() {
                 let kernel_step = matches!(step, Step::Shared | Step::Again);
                 if kernel_step == exchange || phase == Phase::W && exchange {
                     let piece = Piece { step, ..Piece::whole(component, phase) };
-                    assert_eq!(as_given(&job, unit, piece), None, "{piece:?}");
+                    assert_eq!(work(&job, unit, &piece), None, "{piece:?}");
                 }
             }
         }
-        let dense = as_given(&job, Unit::Dense(0), Piece::whole(component, Phase::F));
+        let dense = work(&job, Unit::Dense(0), &Piece::whole(component, Phase::F));
         assert_eq!(dense.is_some(), !exchange, "{component:?} of a dense layer");
     }
     let dispatch = Piece::whole(Component::Dispatch, Phase::W);
-    assert_eq!(as_given(&job, unit, dispatch), None, "nothing is sent for a weight gradient");
+    assert_eq!(work(&job, unit, &dispatch), None, "nothing is sent for a weight gradient");
     assert_eq!(
-        as_given(&job, Unit::Dense(0), Piece { step: Step::Shared, ..Piece::whole(Component::Mlp, Phase::F) }),
+        work(&job, Unit::Dense(0), &Piece { step: Step::Shared, ..Piece::whole(Component::Mlp, Phase::F) }),
         None
     );
 }
@@ -397,7 +347,7 @@ fn tensor_parallel_layers_have_only_whole_pieces() {
     ];
     for (tp, there) in [(1, true), (2, false)] {
         job.training.tp = tp;
-        assert!([mlp, dispatch].iter().all(|piece| as_given(&job, unit, *piece).is_some()));
-        assert!(finer.iter().all(|piece| as_given(&job, unit, *piece).is_some() == there), "tp {tp}");
+        assert!([mlp, dispatch].iter().all(|piece| work(&job, unit, piece).is_some()));
+        assert!(finer.iter().all(|piece| work(&job, unit, piece).is_some() == there), "tp {tp}");
     }
 }

@@ -1,17 +1,22 @@
 //! Rewritten layers of real jobs: they do the work of the plain layer, and have room for their exchanges.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use dualweave::ir::{Unit, Work};
+use dualweave::ir::{Component, Phase, Unit, Work};
+use dualweave::job::sms::CommunicationSms;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
 use dualweave::passes::compile;
 use dualweave::passes::overlap::cyclic::{CyclicProblem, middle_layer};
 use dualweave::passes::rewrite::choose::{Asked, Choice};
+use dualweave::passes::rewrite::language::FINEST;
 use dualweave::passes::rewrite::options;
-use dualweave::passes::split::UnitForm;
+use dualweave::passes::rewrite::rules::RULES;
+use dualweave::passes::split::{FormOp, UnitForm};
+use dualweave::passes::unit_work::pieces::{self, ExchangeForm, Piece, Route};
 use dualweave::passes::unit_work::unit_work;
-use dualweave::units::{Bytes, Flops};
+use dualweave::units::{Flops, Nanos};
 
 const EXAMPLES: [&str; 4] = ["deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b", "tiny"];
 const SMS: u32 = 20;
@@ -35,15 +40,24 @@ fn plain(job: &Job) -> UnitForm {
 
 fn choices(job: &Job) -> Vec<Choice> {
     let machine = Machine::new(&job.cluster, None);
-    let asked = Asked { job, machine: &machine, comm_sms: SMS, unit: layer(job) };
-    asked.choose(&options(job)).expect("rules that exist")
+    let asked = Asked { job, machine: &machine, comm_sms: SMS, unit: layer(job), layers: 2 };
+    asked.choose(&options(job)).expect("rules that exist").choices
 }
 
-/// FLOPs, and bytes over the network, of all ops.
-fn work(form: &UnitForm) -> (Flops, Bytes) {
-    let ops = || form.f.iter().chain(&form.i).chain(&form.w).map(|op| &op.work);
-    let network = |work: &Work| if let Work::Exchange { network, .. } = work { *network } else { Bytes::ZERO };
-    (ops().map(Work::flops).sum(), ops().map(network).sum())
+fn flops(form: &UnitForm) -> Flops {
+    form.f.iter().chain(&form.i).chain(&form.w).map(|op| op.work.flops()).sum()
+}
+
+/// What an op sends over the network if it goes one way or the other.
+fn sent(job: &Job, phase: Phase, op: &FormOp) -> [u64; 2] {
+    [Route::Flat, Route::TwoHop].map(|route| {
+        let exchange = ExchangeForm { route, ..ExchangeForm::default() };
+        let piece = Piece { exchange, tokens: op.tokens, ..Piece::whole(op.component, phase) };
+        match pieces::work(job, layer(job), &piece) {
+            Some(Work::Exchange { network, .. }) => network.0,
+            _ => 0,
+        }
+    })
 }
 
 #[test]
@@ -68,14 +82,24 @@ fn a_plain_form_is_the_layer_pair_of_the_job() {
 fn forms_do_the_work_of_the_layer() {
     for example in EXAMPLES {
         let job = job(example, &Overrides::default());
-        let plain = work(&plain(&job));
+        let plain = plain(&job);
         let choices = choices(&job);
         assert!(choices.len() >= 3, "{example}: {}", choices.len());
         for choice in choices {
-            let (flops, network) = work(&choice.form);
-            assert_eq!(flops, plain.0, "{example}: {:?}", choice.words);
-            // Halves of what is sent are rounded to bytes each.
-            assert!(network.0.abs_diff(plain.1.0) <= 8, "{example}: {network} {:?}", choice.words);
+            assert_eq!(flops(&choice.form), flops(&plain), "{example}: {:?}", choice.words);
+            for (phase, ops) in [(Phase::F, &choice.form.f), (Phase::I, &choice.form.i)] {
+                let mut parts: BTreeMap<Component, u32> = BTreeMap::new();
+                for op in ops {
+                    if let Work::Exchange { network, .. } = op.work {
+                        assert!(sent(&job, phase, op).contains(&network.0), "{example}: {op:?}: {:?}", choice.words);
+                    }
+                    if op.work.is_exchange() {
+                        *parts.entry(op.component).or_default() += FINEST / op.tokens.parts;
+                    }
+                }
+                let all = [Component::Dispatch, Component::Combine].map(|component| (component, FINEST));
+                assert_eq!(parts, all.into(), "{example}, {phase:?}: {:?}", choice.words);
+            }
             for (list, within) in [(&choice.form.f, true), (&choice.form.i, true), (&choice.form.w, false)] {
                 for (at, op) in list.iter().enumerate() {
                     let end = if within { at } else { choice.form.i.len() };
@@ -100,4 +124,66 @@ fn plans_have_room_for_the_exchanges_of_their_forms() {
     let largest = choices.iter().map(|choice| choice.form.exchange_buffer).max();
     let buffers = compile(&flat).expect("a plan").plan.stages.into_iter().map(|stage| stage.exchange_buffer);
     assert_eq!(buffers.max(), largest);
+}
+
+/// A job whose timetable is shorter with each of these rules than without it.
+struct Use {
+    example: &'static str,
+    fp8: bool,
+    rules: &'static [&'static str],
+}
+
+const USES: [Use; 4] = [
+    Use {
+        example: "deepseek-v3",
+        fp8: false,
+        rules: &[
+            "split-backward",
+            "flatten",
+            "defer-weight-gradient",
+            "shared-beside",
+            "float-shared",
+            "two-hop",
+            "split-tokens",
+            "recompute",
+            "float-recompute",
+        ],
+    },
+    Use { example: "deepseek-v3", fp8: true, rules: &["fp8-payload"] },
+    Use { example: "mixtral-8x7b", fp8: false, rules: &["copy-engine"] },
+    Use { example: "qwen3-30b-a3b", fp8: false, rules: &["float-weight-gradient"] },
+];
+
+/// 6 SMs for communication: what the compiler gives Mixtral and Qwen3 where it may choose.
+fn timetable(example: &str, fp8: bool, without: &[&str]) -> Nanos {
+    let sms = Some(CommunicationSms::Fixed(if example == "deepseek-v3" { SMS } else { 6 }));
+    let overrides = Overrides { fp8_exchanges: Some(fp8), communication_sms: sms, ..self::without(without) };
+    compile(&job(example, &overrides)).expect("a plan").plan.timetable.makespan
+}
+
+#[test]
+fn every_rule_makes_some_timetable_shorter() {
+    let mut used = BTreeSet::new();
+    for Use { example, fp8, rules } in USES {
+        let with = timetable(example, fp8, &[]);
+        for rule in rules {
+            let without = timetable(example, fp8, &[rule]);
+            assert!(with < without, "{example}: {with} with {rule}, {without} without");
+            used.insert(*rule);
+        }
+    }
+    assert_eq!(used, RULES.iter().map(|rule| rule.name).collect());
+}
+
+/// What a choice allows is no reason to do worse: not for rules that do not help, not for FP8.
+#[test]
+fn more_rules_are_never_worse() {
+    for (example, rules) in [("tiny", RULES.map(|rule| rule.name).to_vec()), ("qwen3-30b-a3b", vec!["fp8-payload"])] {
+        let fp8 = example == "qwen3-30b-a3b";
+        let with = timetable(example, fp8, &[]);
+        for rule in rules {
+            let without = timetable(example, fp8, &[rule]);
+            assert!(with <= without, "{example}: {with} with {rule}, {without} without");
+        }
+    }
 }

@@ -100,6 +100,21 @@ pub fn arrange(
     }
 }
 
+/// How long a program takes in the list schedule, in series, or as DeepSeek does it, whichever is the shortest.
+pub fn glance(kind: ProgramKind, ops: &[Op], machine: &Machine, budget: &Budget) -> Nanos {
+    let table = TimeTable::new(ops, machine, budget);
+    let new = |order: Vec<usize>| Arrangement::new(ops, order, budget.sms);
+    let listed = new(list::order(ops, machine, budget.sms));
+    let best = listed.length(&table).min(listed.one_after_the_other().length(&table));
+    match kind {
+        ProgramKind::FB => {
+            let by_hand = by_key(ops, &template_keys(ops, launch_order(PairOrder::DeepSeek)));
+            best.min(new(by_hand).length(&table))
+        }
+        _ => best,
+    }
+}
+
 /// A launch order by keys: of the ops whose needs have been launched, the one with the smallest key.
 pub(super) fn by_key<K: Ord + Copy>(ops: &[Op], keys: &[K]) -> Vec<usize> {
     let mut waiting: Vec<usize> = ops.iter().map(|op| op.needs.len()).collect();

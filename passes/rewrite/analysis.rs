@@ -36,8 +36,6 @@ pub struct Load {
     pub nvlink: Bytes,
     /// Sent to other nodes.
     pub network: Bytes,
-    /// Activations held from F to I beyond what the layer holds anyway.
-    pub held: Bytes,
 }
 
 /// What an op costs; `None` if there is no such op.
@@ -79,7 +77,6 @@ impl Load {
             compute: self.compute + other.compute,
             nvlink: self.nvlink + other.nvlink,
             network: self.network + other.network,
-            held: self.held + other.held,
         }
     }
 
@@ -89,7 +86,6 @@ impl Load {
             compute: self.compute.min(other.compute),
             nvlink: self.nvlink.min(other.nvlink),
             network: self.network.min(other.network),
-            held: self.held.min(other.held),
         }
     }
 }

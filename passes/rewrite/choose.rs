@@ -1,29 +1,47 @@
-//! Which of a layer's equal programs are worth scheduling: those that load the busiest engine least.
+//! Which of a layer's equal programs are worth scheduling.
 //!
-//! A pair of layers is to be fast, and so are a forward and a backward by themselves, where no other micro-batch hides the
-//! exchanges. So a few programs are extracted for the pair, best bound first, and one for each side alone; `overlap` orders them
-//! all, and keeps for each chunk program the form in which it is shortest.
+//! A few programs are extracted whose busiest engine and longest chain take least ([`extract`]): no schedule of a layer pair
+//! beats that, but not every program can be scheduled as well as it promises. So from them, and from simpler ones, a local
+//! search goes on through the e-graph and compares programs by how long whole chunks take in a simple order
+//! ([`overlap::glance`]). A pair is to be fast, and so are a forward and a backward by themselves, where no other micro-batch
+//! hides the exchanges: each has a search of its own. `overlap` orders what comes out of them, and keeps for each chunk program
+//! the form in which it is shortest.
 
-use super::analysis::{Layer, Load};
-use super::extract::{Extraction, Graph, LeafCost, Limits, Node, extract};
+use std::collections::BTreeMap;
+
+use super::costs::Costs;
+use super::extract::{Choice as Chosen, Extraction, Graph, Limits, cheapest, extract, improve};
 use super::forms::{Alternative, Alternatives, Form};
-use super::language::{Leaf, LeafPhase};
+use super::language::{Carrier, Leaf, Payload, Route};
 use super::saturate::{self, saturate};
 use crate::error::Result;
-use crate::ir::{Phase, Stream, Unit, Work};
+use crate::ir::{ProgramKind, Step, Unit};
 use crate::job::Job;
 use crate::machine::Machine;
-use crate::passes::solver;
-use crate::passes::split::{FormOp, UnitForm};
-use crate::passes::unit_work::Again;
-use crate::passes::unit_work::pieces::{self, Piece};
-use crate::units::{Bytes, Nanos};
+use crate::passes::split::{self, UnitForm};
+use crate::passes::unit_work::{UnitWork, unit_work};
+use crate::passes::{overlap, solver};
+use crate::units::Nanos;
 
 /// Nodes of the solver for each program. On the examples more found nothing better, only more proof.
 const SOLVER_NODES: u64 = 30;
 
 /// How many programs are extracted for the pair.
 const PAIR_FORMS: usize = 3;
+
+/// Programs that a local search may look at from one start. On the examples it ends by itself after at most 300.
+const CHANGES: u64 = 1_000;
+
+/// What one program has and another has not: local searches also start from programs without each of these, since they must not
+/// get stuck with what only looked good where they began.
+const TRAITS: [fn(&Leaf) -> bool; 6] = [
+    |leaf| !leaf.tokens.is_all(),
+    |leaf| leaf.step == Step::Again,
+    |leaf| leaf.step == Step::Shared,
+    |leaf| leaf.exchange.route == Route::Flat,
+    |leaf| leaf.exchange.payload == Payload::Fp8,
+    |leaf| leaf.exchange.carrier == Carrier::CopyEngine,
+];
 
 /// A layer with the SMs that its exchanges get.
 pub struct Asked<'a> {
@@ -35,150 +53,146 @@ pub struct Asked<'a> {
     pub comm_sms: u32,
     /// A layer with experts.
     pub unit: Unit,
+    /// How many such layers a chunk has.
+    pub layers: u32,
 }
 
-/// A program that was extracted.
+/// The programs of a layer that are worth scheduling.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choices {
+    /// They differ in their ops. The first is the one extracted for the pair.
+    pub choices: Vec<Choice>,
+    /// Of no program that the rules reach do busiest engine and longest chain take less, in a pair of such layers.
+    pub bound: Nanos,
+}
+
+/// A program that was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// Its ops.
     pub form: UnitForm,
+    /// What its busiest engine or its longest chain takes in a pair of such layers, with nothing in its way.
+    pub least: Nanos,
     /// What is not as in one op after the other over flat exchanges, in words.
     pub words: Vec<String>,
 }
 
 impl Asked<'_> {
-    /// The programs to schedule, which differ in their ops, the best for the pair first. None for a unit without experts, and
-    /// where tensor parallelism cuts layers, whose collectives are not in the language.
+    /// The programs to schedule. None for a unit without experts, and where tensor parallelism cuts layers.
     ///
     /// # Errors
     /// If a rule that is to be left out does not exist.
-    pub fn choose(&self, options: &saturate::Options) -> Result<Vec<Choice>> {
-        if self.job.training.tp > 1 || !self.has_experts() {
-            return Ok(Vec::new());
+    pub fn choose(&self, options: &saturate::Options) -> Result<Choices> {
+        let costs = Costs::new(self);
+        let Some(layer) = costs.layer() else { return Ok(Choices::default()) };
+        let load = |leaf: &Leaf| costs.load(leaf);
+        let alternatives = Alternatives::new(&saturate(layer, &load, options)?);
+        let graph = costs.graph(&alternatives, &alternatives.roots);
+        let work = unit_work(self.job, self.unit);
+        let space = Space { asked: self, costs: &costs, alternatives, graph, work };
+        let extracted = space.extracted();
+        let bound = extracted.first().map_or(Nanos::ZERO, |best| best.bound);
+        let alone = space.alone();
+        let apart: Vec<Extraction> = alone.iter().cloned().chain(space.cheapest(|_| true)).collect();
+        let mut together: Vec<Extraction> = extracted.iter().chain(&apart).cloned().collect();
+        for has in TRAITS {
+            together.extend(space.cheapest(|leaf| !has(leaf)));
         }
-        let load = |leaf: &Leaf| self.load(leaf);
-        let saturated = saturate(self.layer(), &load, options)?;
-        let alternatives = Alternatives::new(&saturated);
-        let limits = Limits { solver: solver::Limits { nodes: SOLVER_NODES }, ..Limits::default() };
-        let graph = self.graph(&alternatives, &alternatives.roots);
-        let mut pairs: Vec<Extraction> = Vec::new();
-        while pairs.len() < PAIR_FORMS {
-            let Ok(found) = extract(&graph, &limits, &pairs) else { break };
-            pairs.push(found);
-        }
-        let alone = alternatives.roots.map(|root| extract(&self.graph(&alternatives, &[root]), &limits, &[]));
-        let chosen = pairs.iter().map(|pair| pair.chosen.clone());
-        let chosen = chosen.chain(match &alone {
-            [Ok(f), Ok(b)] => Some(f.chosen.iter().zip(&b.chosen).map(|(f, b)| f.or(*b)).collect()),
-            _ => None,
-        });
+        let found = [ProgramKind::FB, ProgramKind::F, ProgramKind::B, ProgramKind::I]
+            .into_iter()
+            .flat_map(|kind| space.climb(kind, if kind == ProgramKind::FB { &together } else { &apart }));
         let mut choices: Vec<Choice> = Vec::new();
-        for chosen in chosen {
-            let Some(choice) = alternatives.form(&chosen).and_then(|form| self.choice(form)) else { continue };
+        for found in extracted.iter().cloned().chain(alone.clone()).chain(found) {
+            let Some(choice) = space.choice(&found) else { continue };
             if choices.iter().all(|known| known.form != choice.form) {
                 choices.push(choice);
             }
         }
-        Ok(choices)
-    }
-
-    fn has_experts(&self) -> bool {
-        match self.unit {
-            Unit::Moe(_) => true,
-            Unit::Mtp(_) => self.job.model.mtp_is_moe(),
-            Unit::Embedding | Unit::Dense(_) | Unit::Head => false,
-        }
-    }
-
-    fn layer(&self) -> Layer {
-        let (job, training) = (self.job, &self.job.training);
-        Layer {
-            shared: job.model.moe.as_ref().is_some_and(|moe| moe.shared_width > 0),
-            exchanges: training.ep > 1,
-            spans_nodes: training.ep > job.cluster.gpus_per_node,
-            fp8: training.fp8_exchanges,
-        }
-    }
-
-    /// What an op costs; `None` if there is no such op.
-    fn load(&self, leaf: &Leaf) -> Option<Load> {
-        // What is stored is the job's to say.
-        if leaf.loaded {
-            return None;
-        }
-        if leaf.phase == LeafPhase::B {
-            let half = |phase| self.load(&Leaf { phase, ..*leaf });
-            let (input, weight) = (half(LeafPhase::I)?, half(LeafPhase::W)?);
-            return Some(Load { compute: input.compute + weight.compute, ..input });
-        }
-        Some(match self.work(leaf)? {
-            Work::Exchange { nvlink, network } => Load { nvlink, network, ..Load::default() },
-            Work::Copy { nvlink } => Load { nvlink, ..Load::default() },
-            work @ Work::Compute(_) => Load { compute: self.time(&work), ..Load::default() },
-        })
-    }
-
-    fn work(&self, leaf: &Leaf) -> Option<Work> {
-        pieces::work(self.job, self.unit, Again::of(self.job), &piece(leaf)?)
-    }
-
-    fn time(&self, work: &Work) -> Nanos {
-        self.machine.duration(work, self.machine.sms_of(work, self.comm_sms))
-    }
-
-    fn graph(&self, alternatives: &Alternatives, roots: &[usize]) -> Graph {
-        let cost = |leaf: &Leaf| -> LeafCost {
-            let (engine, time) = match leaf.phase {
-                LeafPhase::B => (Stream::Compute, self.load(leaf).unwrap_or_default().compute),
-                _ => match self.work(leaf) {
-                    Some(work) if work.is_exchange() => (Stream::Comm, self.time(&work)),
-                    Some(work) => (Stream::Compute, self.time(&work)),
-                    None => (Stream::Compute, Nanos::ZERO),
-                },
-            };
-            LeafCost { engine, time, held: Bytes::ZERO }
-        };
-        let node = |alternative: &Alternative| match alternative {
-            Alternative::Leaf(leaf) => Node::Leaf(cost(leaf)),
-            Alternative::Seq(parts) => Node::Seq(parts.clone()),
-            Alternative::Par(parts) => Node::Par(parts.clone()),
-        };
-        let classes = alternatives.classes.iter().map(|class| class.iter().map(node).collect());
-        Graph { classes: classes.collect(), roots: roots.to_vec() }
-    }
-
-    /// The form with the work of its ops; `None` if it has an op that there is not.
-    fn choice(&self, form: Form) -> Option<Choice> {
-        let ops = |ops: &[super::forms::FormOp]| -> Option<Vec<FormOp>> {
-            let op = |op: &super::forms::FormOp| {
-                let Leaf { component, step, tokens, .. } = op.leaf;
-                Some(FormOp { component, step, tokens, work: self.work(&op.leaf)?, needs: op.needs.clone() })
-            };
-            ops.iter().map(op).collect()
-        };
-        let exchanges = form.f.iter().chain(&form.i).filter_map(|op| piece(&op.leaf));
-        let buffers = exchanges.map(|piece| pieces::exchange_buffer(self.job, self.unit, &piece));
-        let exchange_buffer = buffers.max().unwrap_or_default();
-        let form_of_unit = UnitForm { f: ops(&form.f)?, i: ops(&form.i)?, w: ops(&form.w)?, exchange_buffer };
-        Some(Choice { form: form_of_unit, words: form.rewrites })
+        Ok(Choices { choices, bound })
     }
 }
 
-/// What a leaf does. `None` for both phases of a backward in one.
-fn piece(leaf: &Leaf) -> Option<Piece> {
-    let phase = match leaf.phase {
-        LeafPhase::F => Phase::F,
-        LeafPhase::I => Phase::I,
-        LeafPhase::W => Phase::W,
-        LeafPhase::B => return None,
-    };
-    Some(Piece {
-        component: leaf.component,
-        phase,
-        step: leaf.step,
-        tokens: leaf.tokens,
-        exchange: leaf.exchange,
-        without_shared: leaf.without_shared,
-        without_again: leaf.without_again,
-    })
+/// The programs of a layer.
+struct Space<'a> {
+    asked: &'a Asked<'a>,
+    costs: &'a Costs<'a>,
+    alternatives: Alternatives,
+    /// Of forward and backward together.
+    graph: Graph,
+    work: UnitWork,
+}
+
+impl Space<'_> {
+    /// For the pair, the best first.
+    fn extracted(&self) -> Vec<Extraction> {
+        let mut pairs: Vec<Extraction> = Vec::new();
+        while pairs.len() < PAIR_FORMS {
+            let Ok(found) = extract(&self.graph, &limits(), &pairs) else { break };
+            pairs.push(found);
+        }
+        pairs
+    }
+
+    /// The best forward and the best backward, each by itself.
+    fn alone(&self) -> Option<Extraction> {
+        let sides = self.alternatives.roots.map(|root| {
+            let graph = self.costs.graph(&self.alternatives, &[root]);
+            extract(&graph, &limits(), &[]).ok()
+        });
+        let [Some(forward), Some(backward)] = sides else { return None };
+        self.graph.replay(&completed(&forward.chosen, &backward.chosen))
+    }
+
+    /// The cheapest programs of which all ops are `allowed`, by each price.
+    fn cheapest(&self, allowed: impl Fn(&Leaf) -> bool) -> Vec<Extraction> {
+        let allowed = |class: usize, node: usize| match &self.alternatives.classes[class][node] {
+            Alternative::Leaf(leaf) => allowed(leaf),
+            Alternative::Seq(_) | Alternative::Par(_) => true,
+        };
+        cheapest(&self.graph, &allowed).iter().filter_map(|chosen| self.graph.replay(chosen)).collect()
+    }
+
+    /// From each start, the program in which chunk programs of a kind are shortest that exchanging one node after the other
+    /// leads to.
+    fn climb(&self, kind: ProgramKind, starts: &[Extraction]) -> Vec<Extraction> {
+        let Asked { job, machine, comm_sms, unit, layers } = *self.asked;
+        let mut known: BTreeMap<Form, Option<Nanos>> = BTreeMap::new();
+        let mut length = |found: &Extraction| {
+            let form = self.alternatives.form(&found.chosen)?;
+            if let Some(&length) = known.get(&form) {
+                return length;
+            }
+            let length = self.costs.unit_form(&form).map(|form| {
+                let chunk = split::repeated(job, unit, &self.work, &form, layers);
+                overlap::glance(kind, &chunk, machine, comm_sms)
+            });
+            known.insert(form, length);
+            length
+        };
+        // What a program does not need, a change of it may.
+        let others = cheapest(&self.graph, &|_, _| true).into_iter().next().unwrap_or_default();
+        let mut ends: Vec<Extraction> = Vec::new();
+        for (at, start) in starts.iter().enumerate() {
+            if starts[..at].iter().any(|before| before.chosen == start.chosen) {
+                continue;
+            }
+            let start = completed(&start.chosen, &others);
+            ends.extend(improve(&self.graph, start, CHANGES, |found| Some((length(found)?, found.key()))));
+        }
+        ends
+    }
+
+    fn choice(&self, found: &Extraction) -> Option<Choice> {
+        let form = self.alternatives.form(&found.chosen)?;
+        Some(Choice { form: self.costs.unit_form(&form)?, least: found.time(), words: form.rewrites })
+    }
+}
+
+fn limits() -> Limits {
+    Limits { solver: solver::Limits { nodes: SOLVER_NODES }, ..Limits::default() }
+}
+
+/// A choice, and where it has none the other.
+fn completed(chosen: &Chosen, others: &Chosen) -> Chosen {
+    chosen.iter().zip(others).map(|(chosen, other)| chosen.or(*other)).collect()
 }

@@ -37,7 +37,7 @@ pub struct Alternatives {
 }
 
 /// An op of a form.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FormOp {
     /// What it is.
     pub leaf: Leaf,
@@ -46,7 +46,7 @@ pub struct FormOp {
 }
 
 /// A layer's ops.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Form {
     /// Forward.
     pub f: Vec<FormOp>,
@@ -54,8 +54,6 @@ pub struct Form {
     pub i: Vec<FormOp>,
     /// Weight gradients. They need ops of `i`.
     pub w: Vec<FormOp>,
-    /// What F stores so that I need not compute it again.
-    pub stored: Vec<Leaf>,
     /// What is not as in the plain program, in words.
     pub rewrites: Vec<String>,
 }
@@ -110,7 +108,6 @@ impl Alternatives {
             f: f.listed(&all, &all, |_, _| true),
             i: i.listed(&inputs, &inputs, |_, _| true),
             w: i.listed(&weights, &inputs, gives),
-            stored: i.stored.clone(),
             rewrites: [in_words(&f), in_words(&i)].concat(),
         })
     }
@@ -168,16 +165,11 @@ struct Ordered {
     leaves: Vec<Leaf>,
     /// For each op, all that come before it in every order.
     before: Vec<BTreeSet<usize>>,
-    stored: Vec<Leaf>,
 }
 
 impl Ordered {
-    /// Adds an op after `entry`. A backward is its two phases; what was stored is no op.
+    /// Adds an op after `entry`. A backward is its two phases.
     fn add(&mut self, leaf: Leaf, entry: &BTreeSet<usize>) -> BTreeSet<usize> {
-        if leaf.loaded {
-            self.stored.push(leaf);
-            return entry.clone();
-        }
         if leaf.phase == LeafPhase::B {
             let input = self.add(Leaf { phase: LeafPhase::I, ..leaf }, entry);
             return self.add(Leaf { phase: LeafPhase::W, ..leaf }, &input);
@@ -254,9 +246,6 @@ fn in_words(ops: &Ordered) -> Vec<String> {
             }
             say(format!("{phase}: {} in {} parts of the tokens", joined(&names), leaf.tokens.parts));
         }
-    }
-    for leaf in &ops.stored {
-        say(format!("{:?}: {} activations are stored by F, not recomputed", leaf.phase, name(leaf.component)));
     }
     words
 }

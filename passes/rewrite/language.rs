@@ -50,10 +50,8 @@ pub struct Leaf {
     pub exchange: ExchangeForm,
     /// Of an MLP's main op and its recomputation: the shared expert is an op of its own.
     pub without_shared: bool,
-    /// Of a main op in I: what is computed again is an op of its own, or was stored.
+    /// Of a main op in I: what is computed again is an op of its own.
     pub without_again: bool,
-    /// Of [`Step::Again`]: F stored it, so that it takes no time but memory from F to I.
-    pub loaded: bool,
 }
 
 /// A phase, or the two of a backward in one.
@@ -81,7 +79,6 @@ impl Leaf {
             exchange: FLAT,
             without_shared: false,
             without_again: false,
-            loaded: false,
         }
     }
 
@@ -280,7 +277,6 @@ impl fmt::Display for Leaf {
             ("copy", self.exchange.carrier == Carrier::CopyEngine),
             ("no-shared", self.without_shared),
             ("no-again", self.without_again),
-            ("load", self.loaded),
         ];
         for (name, _) in flags.iter().filter(|(_, set)| *set) {
             write!(f, ".{name}")?;
@@ -319,7 +315,6 @@ fn parse_leaf(text: &str) -> Option<Leaf> {
             "copy" => leaf.exchange.carrier = Carrier::CopyEngine,
             "no-shared" => leaf.without_shared = true,
             "no-again" => leaf.without_again = true,
-            "load" => leaf.loaded = true,
             _ => match (by_name(&STEPS, word), word.split_once('/')) {
                 (Some(step), _) => leaf.step = step,
                 (None, Some((part, parts))) => leaf.tokens = tokens(part.parse().ok()?, parts.parse().ok()?)?,

@@ -3,11 +3,12 @@
 //! A layer's forward and backward are terms over `seq`, `par` and ops ([`language`]). [`rules`] say which terms are equal,
 //! each under its condition; what they may ask about is the [`analysis`], above all what a program reads and writes
 //! ([`effects`]). [`saturate`] applies them until nothing is new, [`extract`] chooses from the result by what engines have to
-//! do, [`forms`] turns what is chosen into ops, and [`choose`] asks for a few choices for a job's layer. In which order ops
+//! do, [`forms`] turns what is chosen into ops, and [`choose`] looks for the programs of a job's layer that are worth scheduling. In which order ops
 //! run is a question for `overlap`.
 
 pub mod analysis;
 pub mod choose;
+mod costs;
 pub mod effects;
 pub mod extract;
 pub mod forms;

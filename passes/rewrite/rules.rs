@@ -21,7 +21,7 @@ pub struct Rule {
 }
 
 /// Every rule, in the order in which they are tried.
-pub const RULES: [Rule; 15] = [
+pub const RULES: [Rule; 12] = [
     Rule { name: "split-backward", find: split_backward },
     Rule { name: "flatten", find: flatten },
     Rule { name: "defer-weight-gradient", find: defer_weight_gradient },
@@ -32,11 +32,8 @@ pub const RULES: [Rule; 15] = [
     Rule { name: "fp8-payload", find: fp8_payload },
     Rule { name: "copy-engine", find: copy_engine },
     Rule { name: "split-tokens", find: split_tokens },
-    Rule { name: "fuse-first-exchange", find: fuse_first_exchange },
-    Rule { name: "fuse-last-exchange", find: fuse_last_exchange },
     Rule { name: "recompute", find: recompute },
     Rule { name: "float-recompute", find: float_recompute },
-    Rule { name: "store", find: store },
 ];
 
 impl Rule {
@@ -236,16 +233,6 @@ fn split_tokens(programs: &Programs, node: &Chunk) -> Vec<Term> {
     found
 }
 
-/// The exchanges in front of two halves are one.
-fn fuse_first_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(programs, node, End::First)
-}
-
-/// The exchanges at the end of two halves are one.
-fn fuse_last_exchange(programs: &Programs, node: &Chunk) -> Vec<Term> {
-    fuse(programs, node, End::Last)
-}
-
 /// Recomputation is an op of its own.
 fn recompute(programs: &Programs, node: &Chunk) -> Vec<Term> {
     match node {
@@ -280,63 +267,6 @@ fn float_recompute(programs: &Programs, node: &Chunk) -> Vec<Term> {
         }
     }
     found
-}
-
-/// What would be computed again was stored.
-fn store(_: &Programs, node: &Chunk) -> Vec<Term> {
-    match node {
-        Chunk::Leaf(leaf) if leaf.step == Step::Again => vec![Term::Leaf(Leaf { loaded: true, ..*leaf })],
-        _ => Vec::new(),
-    }
-}
-
-/// An end of a sequence.
-#[derive(Clone, Copy)]
-enum End {
-    First,
-    Last,
-}
-
-/// Joins the exchanges at one end of two chains over halves of the tokens.
-fn fuse(programs: &Programs, node: &Chunk, end: End) -> Vec<Term> {
-    let Chunk::Par(parts) = node else { return Vec::new() };
-    let &[one, other] = &**parts else { return Vec::new() };
-    let mut found = Vec::new();
-    for (mine, my_rest) in half_exchanges(programs, one, end) {
-        for (theirs, their_rest) in half_exchanges(programs, other, end) {
-            if are_halves_of_one(mine, theirs) {
-                let whole = Term::Leaf(Leaf { tokens: Tokens::ALL, ..mine });
-                let rest = Term::Par(vec![sequence(my_rest), sequence(their_rest)]);
-                found.push(Term::Seq(match end {
-                    End::First => vec![whole, rest],
-                    End::Last => vec![rest, whole],
-                }));
-            }
-        }
-    }
-    found
-}
-
-/// Sequences in a class that have an exchange of half of the tokens at this end: it, and the rest.
-fn half_exchanges<'g>(programs: &'g Programs, class: Id, end: End) -> Vec<(Leaf, &'g [Id])> {
-    let found = sequences(programs, class).filter_map(|parts| {
-        let (&exchange, rest) = match end {
-            End::First => parts.split_first()?,
-            End::Last => parts.split_last()?,
-        };
-        Some((half_exchange(programs, exchange)?, rest))
-    });
-    found.collect()
-}
-
-/// The exchange on half of the tokens that a class is, in its plain form.
-fn half_exchange(programs: &Programs, class: Id) -> Option<Leaf> {
-    let half = |leaf: &Leaf| leaf.is_exchange() && leaf.exchange == FLAT && leaf.tokens.parts == 2;
-    leaf_of(programs, class, half)
-}
-
-fn are_halves_of_one(one: Leaf, other: Leaf) -> bool {
-    one.tokens != other.tokens && one == Leaf { tokens: one.tokens, ..other }
 }
 
 /// Exchange, experts and exchange of one layer and phase, on all tokens, if that is what three parts are. With the shared

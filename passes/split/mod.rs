@@ -47,6 +47,14 @@ pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Unit) -> Option<
     lowered.stages.iter().map(stage).collect()
 }
 
+/// A chunk of `layers` layers of one kind, all in the same form.
+pub fn repeated(job: &Job, unit: Unit, work: &UnitWork, form: &UnitForm, layers: u32) -> Chunk {
+    let known = (work.clone(), form.clone());
+    let stage = Stage { units: vec![unit; layers as usize] };
+    let units: Vec<&(UnitWork, UnitForm)> = stage.units.iter().map(|_| &known).collect();
+    assemble(job, &stage, &units, boundary(job, unit)).chunk
+}
+
 fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: Bytes) -> SplitStage {
     let mut chunk = Chunk {
         f: Vec::new(),

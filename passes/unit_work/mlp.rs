@@ -100,14 +100,6 @@ pub(super) fn experts(job: &Job, moe: &Moe, recompute: Recompute) -> Part {
     }
 }
 
-/// Bytes of `held.i_to_w` that are the shared expert's: its output gradients and, if made again, its inner activation.
-pub(super) fn handed_by_shared(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> u64 {
-    let products = job.model.precision.products;
-    let shared = shared_sizes(job, moe, sizes);
-    let gradients = products.bytes(2 * shared.inner) + products.bytes(shared.rows.saturating_mul(sizes.hidden));
-    HeldSwiglu::new(products, shared.inner, [0; 3], recompute.swiglu).and_gradients(gradients).from_i
-}
-
 /// The shared expert on one GPU; all zero if there is none.
 #[derive(Default)]
 struct SharedSizes {

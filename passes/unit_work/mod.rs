@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use crate::ir::{Component, Held, Unit, Work};
 use crate::job::Job;
 use crate::job::model::{Dtype, Moe};
-use crate::job::training::Recompute;
 use crate::units::Bytes;
 
 /// What a unit does and holds on one GPU.
@@ -86,29 +85,8 @@ impl Sizes {
 
 /// The work of `unit` in `job`.
 pub fn unit_work(job: &Job, unit: Unit) -> UnitWork {
-    work_with(job, unit, Again::of(job))
-}
-
-/// What I computes again, by component; the rest is kept from F.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Again {
-    /// Attention: `norms` (the router's too) and `mla_up`.
-    pub attention: Recompute,
-    /// MLP: `swiglu`, and `norms` where it is dense.
-    pub mlp: Recompute,
-}
-
-impl Again {
-    /// What the job asks for.
-    pub fn of(job: &Job) -> Self {
-        Self { attention: job.training.recompute, mlp: job.training.recompute }
-    }
-}
-
-/// The work of `unit` where I computes `again` what is given.
-fn work_with(job: &Job, unit: Unit, again: Again) -> UnitWork {
     match Layer::of(job, unit) {
-        Some(layer) => layer_work(job, &layer, again),
+        Some(layer) => layer_work(job, &layer),
         None if unit == Unit::Head => ends::head(job),
         None => ends::embedding(job),
     }
@@ -164,11 +142,12 @@ pub fn boundary(job: &Job, unit: Unit) -> Bytes {
     Bytes(Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden).saturating_mul(states))
 }
 
-fn layer_work(job: &Job, layer: &Layer, again: Again) -> UnitWork {
-    let attention = attention::attention(job, layer, again.attention);
+fn layer_work(job: &Job, layer: &Layer) -> UnitWork {
+    let recompute = job.training.recompute;
+    let attention = attention::attention(job, layer, recompute);
     let mlp = match layer.moe {
-        Some(moe) => mlp::experts(job, moe, again.mlp),
-        None => mlp::dense(job, again.mlp),
+        Some(moe) => mlp::experts(job, moe, recompute),
+        None => mlp::dense(job, recompute),
     };
     let mut rest = attention.rest;
     rest.add(mlp.rest);

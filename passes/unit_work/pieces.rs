@@ -7,8 +7,8 @@
 
 pub use super::exchange::{Carrier, ExchangeForm, Payload, Route};
 use super::kernels::Entry;
-use super::{Again, Layer, Sizes, attention, exchange, mlp, work_with};
-use crate::ir::{Component, Held, Kernel, Phase, Step, Tokens, Unit, Work};
+use super::{Layer, Sizes, attention, exchange, mlp};
+use crate::ir::{Component, Kernel, Phase, Step, Tokens, Unit, Work};
 use crate::job::Job;
 use crate::units::Bytes;
 
@@ -28,7 +28,7 @@ pub struct Piece {
     /// Of an MLP's main op and of its recomputation: what the shared expert does is left out, for it has an op of its own,
     /// with its recomputation in it.
     pub without_shared: bool,
-    /// Of main ops and shared experts in I: what is computed again is left out, for another op does it, or it was kept.
+    /// Of main ops and shared experts in I: what is computed again is left out, for another op does it.
     pub without_again: bool,
 }
 
@@ -57,14 +57,14 @@ impl Piece {
     }
 }
 
-/// The work of `piece` in a layer where I computes `again` what is given. `None` if there is no such piece: no shared expert,
+/// The work of `piece`. `None` if there is no such piece: no shared expert,
 /// nothing computed again, all experts on one GPU, a copy engine over the network, FP8 where it is sent already, tokens that
 /// do not divide into so many parts (of attention: whole sequences), a weight gradient of an exchange; or where the unit is
 /// an end of the model.
 ///
 /// Parts of the tokens: FLOPs add up to the whole's. Each part reads all weights, and adds to the whole accumulator in W,
 /// where its products are less deep.
-pub fn work(job: &Job, unit: Unit, again: Again, piece: &Piece) -> Option<Work> {
+pub fn work(job: &Job, unit: Unit, piece: &Piece) -> Option<Work> {
     let layer = Layer::of(job, unit)?;
     if job.training.tp > 1 && *piece != Piece::whole(piece.component, piece.phase) {
         return None;
@@ -81,36 +81,12 @@ pub fn work(job: &Job, unit: Unit, again: Again, piece: &Piece) -> Option<Work> 
                 Step::Shared | Step::Again => None,
             };
         }
-        Component::Attention => attention::kernels(job, &layer, &sizes, again.attention),
-        Component::Mlp => mlp::kernels(job, &layer, &sizes, again.mlp),
+        Component::Attention => attention::kernels(job, &layer, &sizes, job.training.recompute),
+        Component::Mlp => mlp::kernels(job, &layer, &sizes, job.training.recompute),
     }
     .of(piece.phase);
     let kernels: Vec<Kernel> = entries.iter().filter(|entry| piece.has(entry)).map(|entry| entry.kernel).collect();
     (!kernels.is_empty()).then_some(Work::Compute(kernels))
-}
-
-/// What one micro-batch holds in `unit` where I computes `again` what is given and everything else is kept.
-pub fn held(job: &Job, unit: Unit, again: Again) -> Held {
-    work_with(job, unit, again).held
-}
-
-/// Of a W piece: bytes that I hands to it, its share of `held.i_to_w`. The shares of pieces that make up an op add up to the
-/// op's. Zero for every other piece.
-pub fn handed(job: &Job, unit: Unit, again: Again, piece: &Piece) -> Bytes {
-    if piece.phase != Phase::W || work(job, unit, again, piece).is_none() {
-        return Bytes::ZERO;
-    }
-    let all = held(job, unit, again).i_to_w.get(&piece.component).copied().unwrap_or_default().0;
-    let moe = Layer::of(job, unit).and_then(|layer| layer.moe).filter(|_| piece.component == Component::Mlp);
-    let shared = moe.map_or(0, |moe| mlp::handed_by_shared(job, moe, &Sizes::new(job), again.mlp)).min(all);
-    let bytes = match piece.step {
-        Step::Shared => shared,
-        _ if piece.without_shared => all - shared,
-        _ => all,
-    };
-    let Tokens { part, parts } = piece.tokens;
-    let before = |parts_before: u32| u128::from(bytes) * u128::from(parts_before) / u128::from(parts.max(1));
-    Bytes((before(part + 1) - before(part)) as u64)
 }
 
 /// Of an exchange: what is sent and received together, in memory while it runs; for a copy engine from its pack op on. Zero

@@ -15,7 +15,7 @@ use crate::passes::overlap::budget;
 use crate::passes::overlap::cyclic::{CyclicProblem, CyclicSchedule, middle_layer};
 use crate::passes::overlap::report::{Steady, bound_reason, form_span, steady, steady_form};
 use crate::passes::rewrite;
-use crate::passes::rewrite::choose::{Asked, Choice};
+use crate::passes::rewrite::choose::{Asked, Choice, Choices};
 use crate::units::Nanos;
 use crate::view::{pair, table};
 
@@ -65,8 +65,8 @@ pub fn run(args: Args) -> Result<Verdict> {
             let title =
                 format!("{} on {}, {sms} SMs for communication", loaded.job.model.name, loaded.job.cluster.name);
             loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
-            let forms = forms(&loaded.job, sms).map_err(|error| loaded.locate(error))?;
-            (title, problem, Some(OfJob { sweep, forms }))
+            let rewritten = rewritten(&loaded.job, sms, args.layers).map_err(|error| loaded.locate(error))?;
+            (title, problem, Some(OfJob { sweep, rewritten }))
         }
         (None, None) => return Err(Error::new("there is nothing to overlap").help("name a job, or --components FILE")),
     };
@@ -238,64 +238,90 @@ fn text(title: &str, problem: &CyclicProblem, found: &[Steady], layers: u64, wid
 struct OfJob {
     /// Best period by the SMs of communication.
     sweep: Vec<(u32, Nanos)>,
-    /// None if no rule may be used.
-    forms: Vec<Form>,
+    rewritten: Rewritten,
 }
 
-/// A program of the layer that the rewrite rules made.
+/// The layer as the rewrite rules make it.
+#[derive(Default)]
+struct Rewritten {
+    /// The shortest periods first; none if no rule may be used.
+    forms: Vec<Form>,
+    /// See [`rewrite::choose::Choices::bound`].
+    bound: Nanos,
+}
+
+/// A program of the layer.
 struct Form {
     problem: CyclicProblem,
     schedule: CyclicSchedule,
-    words: Vec<String>,
+    choice: Choice,
 }
 
+/// How many forms are shown.
+const FORMS: usize = 4;
+
+/// Layers of the chunks that forms are chosen for, at most: more would only take longer.
+const CHUNK: u64 = 4;
+
 /// The programs that are worth scheduling, each with its steady state.
-fn forms(job: &Job, sms: u32) -> Result<Vec<Form>> {
+fn rewritten(job: &Job, sms: u32, layers: u64) -> Result<Rewritten> {
     let machine = Machine::new(&job.cluster, job.training.memory_limit_gb);
-    let Some(unit) = middle_layer(job).filter(|_| !rewrite::none_allowed(job)) else { return Ok(Vec::new()) };
-    let asked = Asked { job, machine: &machine, comm_sms: sms, unit };
+    let Some(unit) = middle_layer(job).filter(|_| !rewrite::none_allowed(job)) else {
+        return Ok(Rewritten::default());
+    };
+    let asked = Asked { job, machine: &machine, comm_sms: sms, unit, layers: layers.min(CHUNK) as u32 };
     let form = |choice: Choice| {
         let problem = CyclicProblem::of_form(&choice.form, &machine, sms);
         let schedule = steady_form(&problem)?;
-        Some(Form { problem, schedule, words: choice.words })
+        Some(Form { problem, schedule, choice })
     };
-    Ok(asked.choose(&rewrite::options(job))?.into_iter().filter_map(form).collect())
+    let Choices { choices, bound } = asked.choose(&rewrite::options(job))?;
+    let mut forms: Vec<Form> = choices.into_iter().filter_map(form).collect();
+    forms.sort_by_key(|form| form.schedule.period);
+    forms.truncate(FORMS);
+    Ok(Rewritten { forms, bound })
 }
 
 impl OfJob {
     fn text(&self, layers: u64, width: usize) -> String {
         let mut text = String::new();
-        if !self.forms.is_empty() {
-            let span = format!("span of {layers}");
-            let mut table = table::new(&["form", "ops", "period", &span, "over the bound", "proved optimal"], width);
-            for (number, Form { problem, schedule, .. }) in (1..).zip(&self.forms) {
-                let Some(span) = form_span(problem, schedule, layers) else { continue };
-                let over = schedule.period.as_f64() / schedule.bound.as_f64().max(1.0) - 1.0;
-                table.add_row(vec![
-                    number.to_string(),
-                    problem.ops.len().to_string(),
-                    format!("{:.3} ms", schedule.period.millis()),
-                    format!("{:.3} ms", span.span.millis()),
-                    format!("{:.2} %", 100.0 * over),
-                    proved(schedule.proved(), span.proved()).to_owned(),
-                ]);
-            }
-            table::finish(&mut table, &[0, 1, 2, 3, 4]);
-            text.push_str(&format!("\nRewritten, the layer may also run as\n{table}\n"));
-            // Of equals the first.
-            let best = (1..).zip(&self.forms).min_by_key(|(_, form)| form.schedule.period);
-            if let Some((number, form)) = best {
-                text.push_str(&format!(
-                    "\nForm {number} differs from one op after the other, each copy straight to its GPU:\n"
-                ));
-                form.words.iter().for_each(|words| text.push_str(&format!("  {words}\n")));
-                text.push_str(&pair::timeline(&form.problem, &form.schedule, width));
-            }
+        if let [best, ..] = self.rewritten.forms.as_slice() {
+            text.push_str(&self.rewritten.table(layers, width));
+            text.push_str("\nForm 1 differs from one op after the other, each copy straight to its GPU:\n");
+            best.choice.words.iter().for_each(|words| text.push_str(&format!("  {words}\n")));
+            text.push_str(&pair::timeline(&best.problem, &best.schedule, width));
         }
         text.push_str(&format!(
             "\nBest period by the SMs that communication gets\n{}",
             pair::sweep(&self.sweep, width)
         ));
         text
+    }
+}
+
+impl Rewritten {
+    fn table(&self, layers: u64, width: usize) -> String {
+        let span = format!("span of {layers}");
+        let mut table =
+            table::new(&["form", "ops", "least", "period", &span, "over the bound", "proved optimal"], width);
+        for (number, Form { problem, schedule, choice }) in (1..).zip(&self.forms) {
+            let Some(span) = form_span(problem, schedule, layers) else { continue };
+            let over = schedule.period.as_f64() / schedule.bound.as_f64().max(1.0) - 1.0;
+            table.add_row(vec![
+                number.to_string(),
+                problem.ops.len().to_string(),
+                format!("{:.3} ms", choice.least.millis()),
+                format!("{:.3} ms", schedule.period.millis()),
+                format!("{:.3} ms", span.span.millis()),
+                format!("{:.2} %", 100.0 * over),
+                proved(schedule.proved(), span.proved()).to_owned(),
+            ]);
+        }
+        table::finish(&mut table, &[0, 1, 2, 3, 4, 5]);
+        format!(
+            "\nRewritten, the layer may also run as\n{table}\nLeast: what the busiest engine or the longest chain takes if \
+             nothing slows it; {:.3} ms for any program that the rules reach.\n",
+            self.bound.millis()
+        )
     }
 }

@@ -184,7 +184,7 @@ mod tests {
             ("--recompute norms,swiglu", "recompute"),
             ("--overlap megatron", "overlap"),
             ("--communication-sms 12", "communication_sms"),
-            ("--without-rewrites two-hop,store", "without_rewrites"),
+            ("--without-rewrites two-hop,recompute", "without_rewrites"),
             ("--fp8-exchanges true", "fp8_exchanges"),
             ("--memory-limit-gb 60.5", "memory_limit_gb"),
             ("--sharded-optimizer false", "sharded_optimizer"),

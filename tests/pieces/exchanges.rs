@@ -7,7 +7,7 @@ use dualweave::passes::unit_work::pieces::{Carrier, ExchangeForm, Payload, Piece
 use dualweave::passes::unit_work::routing::{copies, flat_copies};
 use dualweave::units::Bytes;
 
-use super::{as_given, example, kernels, moe_unit, part};
+use super::{example, kernels, moe_unit, part, work};
 
 pub const FLAT: ExchangeForm = ExchangeForm { route: Route::Flat, payload: Payload::AsGiven, carrier: Carrier::Sms };
 const FP8: ExchangeForm = ExchangeForm { route: Route::TwoHop, payload: Payload::Fp8, carrier: Carrier::Sms };
@@ -43,9 +43,9 @@ fn a_flat_exchange_sends_more_over_the_network() {
         // FP8 with a scale for each 128 values to the experts, bf16 back.
         let token = if at < 2 { 7168.0 + 4.0 * 56.0 } else { 2.0 * 7168.0 };
         let bytes = |copies: f64| (4096.0 * copies * token).round() as u64;
-        let flat = as_given(&job, unit, in_form(exchange, Step::Main, FLAT)).expect("an exchange");
+        let flat = work(&job, unit, &in_form(exchange, Step::Main, FLAT)).expect("an exchange");
         assert_eq!(sent(&flat), (bytes(copies.nvlink), bytes(copies.network)), "{exchange:?}");
-        let two_hop = sent(&as_given(&job, unit, in_form(exchange, Step::Main, ExchangeForm::default())).expect("it"));
+        let two_hop = sent(&work(&job, unit, &in_form(exchange, Step::Main, ExchangeForm::default())).expect("it"));
         assert!(sent(&flat).1 > two_hop.1 && sent(&flat).0 < two_hop.0, "{exchange:?}");
     }
 }
@@ -55,8 +55,8 @@ fn an_fp8_payload_wants_another_format_and_a_gpu_that_has_it() {
     let mut job = example("deepseek-v3");
     let unit = moe_unit(&job);
     for exchange in EXCHANGES {
-        let main = |job: &Job, form| as_given(job, unit, in_form(exchange, Step::Main, form));
-        let quantise = |job: &Job| as_given(job, unit, in_form(exchange, Step::Quantise, FP8));
+        let main = |job: &Job, form| work(job, unit, &in_form(exchange, Step::Main, form));
+        let quantise = |job: &Job| work(job, unit, &in_form(exchange, Step::Quantise, FP8));
         // DeepSeek sends FP8 to the experts, and bf16 back.
         job.model.precision.dispatch = Dtype::Fp8;
         let towards = exchange == EXCHANGES[0] || exchange == EXCHANGES[1];
@@ -86,7 +86,7 @@ fn a_copy_engine_stays_within_the_node() {
     let mut job = example("deepseek-v3");
     let unit = moe_unit(&job);
     for exchange in EXCHANGES {
-        let of = |job: &Job, step, form| as_given(job, unit, in_form(exchange, step, form));
+        let of = |job: &Job, step, form| work(job, unit, &in_form(exchange, step, form));
         job.training.ep = 64;
         assert_eq!((of(&job, Step::Main, COPY), of(&job, Step::Pack, COPY)), (None, None), "{exchange:?}");
 

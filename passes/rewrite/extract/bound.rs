@@ -5,14 +5,12 @@
 
 use super::{Graph, LeafCost, Node};
 use crate::ir::Stream;
-use crate::units::{Bytes, Nanos};
+use crate::units::Nanos;
 
 /// Least values over all extractions.
 pub(super) struct Least {
     /// Of [`super::Extraction::time`].
     pub(super) time: Nanos,
-    /// Of memory held.
-    pub(super) held: Bytes,
     /// Per class the shortest chain; `None` if it has no finite program.
     pub(super) chain: Vec<Option<u64>>,
 }
@@ -29,8 +27,7 @@ impl Least {
         let comm = apart.least(graph, |cost| on(Stream::Comm, cost))?;
         // The busier of two engines has at least half of what both have.
         let half = apart.least(graph, |cost| cost.time.0)?.div_ceil(2);
-        let held = apart.least(graph, |cost| cost.held.0)?;
-        Some(Self { time: Nanos(chains.max(compute).max(comm).max(half)), held: Bytes(held), chain })
+        Some(Self { time: Nanos(chains.max(compute).max(comm).max(half)), chain })
     }
 }
 

@@ -1,8 +1,8 @@
 //! A good extraction without a solver: the cheapest of every class by several prices, then one change after the other.
 
-use super::{Extraction, Graph, LeafCost, Node, Task};
+use super::{Choice, Extraction, Graph, LeafCost, Node, Task};
 use crate::ir::Stream;
-use crate::units::{Bytes, Nanos};
+use crate::units::Nanos;
 
 /// What the cheapest is cheapest in, as if no two classes shared anything.
 #[derive(Clone, Copy)]
@@ -10,19 +10,17 @@ enum Price {
     Load(Stream),
     Both,
     Chain,
-    Held,
 }
 
-const PRICES: [Price; 5] =
-    [Price::Both, Price::Chain, Price::Load(Stream::Compute), Price::Load(Stream::Comm), Price::Held];
+const PRICES: [Price; 4] = [Price::Both, Price::Chain, Price::Load(Stream::Compute), Price::Load(Stream::Comm)];
 
-/// The best allowed extraction that is found; `None` if there is none, or memory limit and exclusions hide it.
+/// The best allowed extraction that is found; `None` if there is none, or exclusions hide it.
 pub(super) fn choose(task: &Task) -> Option<Extraction> {
-    let mut changes = task.limits.changes;
+    let changes = task.limits.changes / PRICES.len() as u64;
     let mut best: Option<Extraction> = None;
-    for price in PRICES {
-        let found = improve(task, cheapest(task.graph, price), &mut changes);
-        let found = found.filter(|found| task.excess(found) == Bytes::ZERO && !task.excluded(found));
+    for start in cheapest(task.graph, &|_, _| true) {
+        let found = improve(task.graph, start, changes, |found| Some(rank(task, found)));
+        let found = found.filter(|found| !task.excluded(found));
         if let Some(found) = found.filter(|found| best.as_ref().is_none_or(|best| found.key() < best.key())) {
             best = Some(found);
         }
@@ -30,15 +28,22 @@ pub(super) fn choose(task: &Task) -> Option<Extraction> {
     best
 }
 
+/// By each price, the cheapest of the nodes (class and node) that are `allowed`, for every class that has one.
+pub fn cheapest(graph: &Graph, allowed: &dyn Fn(usize, usize) -> bool) -> Vec<Choice> {
+    PRICES.map(|price| cheapest_by(graph, price, allowed)).into()
+}
+
 /// The cheapest node of every class (Knuth's generalisation of Dijkstra's algorithm): classes are settled in the order of their
 /// price, each by children that are settled, so that no class is chosen for itself.
-fn cheapest(graph: &Graph, price: Price) -> Vec<Option<usize>> {
+fn cheapest_by(graph: &Graph, price: Price, allowed: &dyn Fn(usize, usize) -> bool) -> Choice {
     let mut settled: Vec<Option<u64>> = vec![None; graph.classes.len()];
     let mut choice = vec![None; graph.classes.len()];
     loop {
         let open = graph.classes.iter().enumerate().filter(|(class, _)| settled[*class].is_none());
         let nodes = open.flat_map(|(class, nodes)| nodes.iter().enumerate().map(move |(at, node)| (class, at, node)));
-        let priced = nodes.filter_map(|(class, at, node)| Some((price.of_node(node, &settled)?, class, at)));
+        let priced = nodes
+            .filter(|&(class, at, _)| allowed(class, at))
+            .filter_map(|(class, at, node)| Some((price.of_node(node, &settled)?, class, at)));
         let Some((cost, class, at)) = priced.min() else { return choice };
         settled[class] = Some(cost);
         choice[class] = Some(at);
@@ -50,7 +55,6 @@ impl Price {
         match self {
             Price::Load(engine) if engine != cost.engine => 0,
             Price::Load(_) | Price::Both | Price::Chain => cost.time.0,
-            Price::Held => cost.held.0,
         }
     }
 
@@ -65,28 +69,34 @@ impl Price {
 }
 
 /// What a change must lower: first it must be allowed, then fast, then light.
-type Rank = (bool, Bytes, (Nanos, Nanos));
+type Rank = (bool, (Nanos, Nanos));
 
 fn rank(task: &Task, found: &Extraction) -> Rank {
-    (task.excluded(found), task.excess(found), found.key())
+    (task.excluded(found), found.key())
 }
 
-/// Takes another node for one class at a time, the best of each class, until nothing is better or the changes are used up.
-fn improve(task: &Task, mut choice: Vec<Option<usize>>, changes: &mut u64) -> Option<Extraction> {
-    let graph = task.graph;
+/// From a choice with a node for every class, takes another node for one class at a time as long as that lowers the rank, or
+/// until so many changes were tried. `None` if the choice is no extraction or has no rank; what has none is not taken.
+pub fn improve<R: Ord>(
+    graph: &Graph,
+    mut choice: Choice,
+    changes: u64,
+    mut rank: impl FnMut(&Extraction) -> Option<R>,
+) -> Option<Extraction> {
     let mut best = graph.replay(&choice)?;
-    let mut best_rank = rank(task, &best);
+    let mut best_rank = rank(&best)?;
+    let mut left = changes;
     let mut moved = true;
     while std::mem::take(&mut moved) {
         for class in 0..graph.classes.len() {
             let Some(current) = best.chosen[class] else { continue };
             for node in (0..graph.classes[class].len()).filter(|&node| node != current) {
-                if *changes == 0 {
+                if left == 0 {
                     return Some(best);
                 }
-                *changes -= 1;
+                left -= 1;
                 let before = choice[class].replace(node);
-                match graph.replay(&choice).map(|found| (rank(task, &found), found)) {
+                match graph.replay(&choice).and_then(|found| Some((rank(&found)?, found))) {
                     Some((rank, found)) if rank < best_rank => {
                         (best_rank, best) = (rank, found);
                         moved = true;

@@ -12,13 +12,10 @@ use crate::ir::Stream;
 use crate::passes::solver::{ACCURACY, Model, Outcome, Term, Values, Var};
 use crate::units::Nanos;
 
-/// Some extraction that is allowed: of those the one that holds least memory.
+/// Some extraction that is allowed.
 pub(super) fn any(task: &Task, least: &Least) -> Result<Extraction, Failure> {
     let Some(choice) = Choice::of(task, least, None) else { return Err(Failure::Impossible) };
-    let held: Vec<u64> = choice.leaves().map(|(_, cost)| cost.held.0).collect();
-    let most = held.iter().copied().max().unwrap_or(0).max(1) as f64;
-    let objective: Vec<Term> = choice.leaves().zip(held).map(|((var, _), held)| (held as f64 / most, var)).collect();
-    match choice.model.minimise(&objective, task.limits.solver) {
+    match choice.model.minimise(&[], task.limits.solver) {
         Outcome::Optimal(values) | Outcome::Feasible(values) => {
             task.allowed(&choice.read(&values)).ok_or(Failure::NotFound)
         }
@@ -96,7 +93,6 @@ impl<'a> Choice<'a> {
         let mut choice = Self { graph, model, vars };
         choice.needs();
         choice.no_circles();
-        choice.keep_memory(task);
         for leaves in &task.without {
             choice.exclude(leaves);
         }
@@ -175,15 +171,6 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn keep_memory(&mut self, task: &Task) {
-        // With a limit of zero only what holds nothing is useful.
-        if let Some(memory) = task.limits.memory.filter(|memory| memory.0 > 0) {
-            let shares: Vec<Term> =
-                self.leaves().map(|(var, cost)| (cost.held.as_f64() / memory.as_f64(), var)).collect();
-            self.model.at_most(shares, 1.0);
-        }
-    }
-
     /// Some leaf is not among these, or one of these is not there.
     fn exclude(&mut self, leaves: &[(usize, usize)]) {
         // One of them cannot be chosen any more.
@@ -217,13 +204,9 @@ impl<'a> Choice<'a> {
 fn useful(task: &Task, least: &Least, most: Option<Nanos>) -> Option<Vec<Vec<bool>>> {
     let graph = task.graph;
     let fits = |class: usize, node: &Node| {
-        let holds = match (node, task.limits.memory) {
-            (Node::Leaf(cost), Some(memory)) => cost.held <= memory,
-            _ => true,
-        };
         let chain = shortest_chain(node, &least.chain);
         let fast = chain.is_some_and(|chain| most.is_none_or(|most| chain <= most.0));
-        holds && fast && !node.children().contains(&class)
+        fast && !node.children().contains(&class)
     };
     let nodes = |(class, nodes): (usize, &Vec<Node>)| nodes.iter().map(|node| fits(class, node)).collect();
     let mut useful: Vec<Vec<bool>> = graph.classes.iter().enumerate().map(nodes).collect();

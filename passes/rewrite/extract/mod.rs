@@ -11,9 +11,11 @@ mod ilp;
 #[cfg(test)]
 mod tests;
 
+pub use greedy::{cheapest, improve};
+
 use crate::ir::Stream;
 use crate::passes::solver;
-use crate::units::{Bytes, Nanos};
+use crate::units::Nanos;
 
 /// Equal programs, shared wherever they agree: an AND-OR graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,15 +44,11 @@ pub struct LeafCost {
     pub engine: Stream,
     /// For how long.
     pub time: Nanos,
-    /// Memory that is held because of it.
-    pub held: Bytes,
 }
 
-/// What an extraction must keep, and how much may be looked at.
+/// How much may be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most that all chosen ops may hold together.
-    pub memory: Option<Bytes>,
     /// Changes that the greedy choice may try.
     pub changes: u64,
     /// For each question to the solver.
@@ -59,29 +57,30 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: None, changes: 20_000, solver: solver::Limits { nodes: 2_000 } }
+        Self { changes: 20_000, solver: solver::Limits { nodes: 2_000 } }
     }
 }
+
+/// For each class, which of its nodes; none where it has none, or is not needed.
+pub type Choice = Vec<Option<usize>>;
 
 /// A program: one node for every class that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extraction {
     /// Of each class, the node chosen; `None` where the program does not need the class.
-    pub chosen: Vec<Option<usize>>,
+    pub chosen: Choice,
     /// No extraction that was asked for takes less, as far as was proved: at most [`Extraction::time`].
     pub bound: Nanos,
     /// Time that each engine is occupied, by [`Stream`]. A class that is needed twice is run once.
     pub load: [Nanos; 2],
     /// Of each root, the time that its ops take with nothing in their way. A class that a `Seq` reaches twice counts twice.
     pub chains: Vec<Nanos>,
-    /// Memory that its ops hold together.
-    pub held: Bytes,
 }
 
 /// Why there is no extraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There is none: a root has no finite program, or all take too much memory, or all were excluded.
+    /// There is none: a root has no finite program, or all were excluded.
     Impossible,
     /// The limits ended the search before one was found.
     NotFound,
@@ -97,9 +96,6 @@ pub enum Failure {
 /// If a child or a root is no class of the graph, or `without` has nodes that the graph has not.
 pub fn extract(graph: &Graph, limits: &Limits, without: &[Extraction]) -> Result<Extraction, Failure> {
     let least = bound::Least::of(graph).ok_or(Failure::Impossible)?;
-    if limits.memory.is_some_and(|memory| least.held > memory) {
-        return Err(Failure::Impossible);
-    }
     let task = Task { graph, limits, without: without.iter().map(|earlier| earlier.leaves(graph)).collect() };
     let mut best = match greedy::choose(&task) {
         Some(found) => found,
@@ -135,7 +131,7 @@ impl Extraction {
     }
 
     /// What one extraction is better by.
-    fn key(&self) -> (Nanos, Nanos) {
+    pub fn key(&self) -> (Nanos, Nanos) {
         (self.time(), self.sum())
     }
 
@@ -155,11 +151,6 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// What the memory limit is exceeded by.
-    fn excess(&self, found: &Extraction) -> Bytes {
-        self.limits.memory.map_or(Bytes::ZERO, |memory| found.held.saturating_sub(memory))
-    }
-
     fn excluded(&self, found: &Extraction) -> bool {
         !self.without.is_empty() && self.without.contains(&found.leaves(self.graph))
     }
@@ -167,7 +158,7 @@ impl Task<'_> {
     /// The extraction of some choices, if it is one and allowed.
     fn allowed(&self, choice: &[Option<usize>]) -> Option<Extraction> {
         let found = self.graph.replay(choice)?;
-        (self.excess(&found) == Bytes::ZERO && !self.excluded(&found)).then_some(found)
+        (!self.excluded(&found)).then_some(found)
     }
 }
 
@@ -181,16 +172,15 @@ impl Node {
 }
 
 impl Graph {
-    /// The extraction of some choices: what they cost, in whole nanoseconds and bytes, with choices that are not needed left
+    /// The extraction of some choices: what they cost, in whole nanoseconds, with choices that are not needed left
     /// out. `None` if a class is needed without a choice, or for itself. Its bound is still zero.
-    fn replay(&self, choice: &[Option<usize>]) -> Option<Extraction> {
+    pub fn replay(&self, choice: &[Option<usize>]) -> Option<Extraction> {
         let order = self.order(choice)?;
         let mut found = Extraction {
             chosen: vec![None; self.classes.len()],
             bound: Nanos::ZERO,
             load: [Nanos::ZERO; 2],
             chains: Vec::new(),
-            held: Bytes::ZERO,
         };
         let mut chain = vec![Nanos::ZERO; self.classes.len()];
         for class in order {
@@ -199,7 +189,6 @@ impl Graph {
             chain[class] = match &self.classes[class][node] {
                 Node::Leaf(cost) => {
                     found.load[cost.engine as usize] += cost.time;
-                    found.held += cost.held;
                     cost.time
                 }
                 Node::Seq(children) => children.iter().map(|&child| chain[child]).sum(),

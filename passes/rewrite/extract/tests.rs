@@ -7,15 +7,14 @@ use proptest::test_runner::{Config, RngSeed};
 
 use super::*;
 
-fn leaf(engine: Stream, time: u64, held: u64) -> Node {
-    Node::Leaf(LeafCost { engine, time: Nanos(time), held: Bytes(held) })
+fn leaf(engine: Stream, time: u64) -> Node {
+    Node::Leaf(LeafCost { engine, time: Nanos(time) })
 }
 
-/// Time, sum and memory of a set of choices, by definition and not by the pass's own replay: `None` if a class needs itself.
+/// Time and sum of a set of choices, by definition and not by the pass's own replay: `None` if a class needs itself.
 struct Tried {
     time: u64,
     sum: u64,
-    held: u64,
     leaves: Vec<(usize, usize)>,
 }
 
@@ -42,25 +41,23 @@ fn tried(graph: &Graph, choice: &[usize]) -> Option<Tried> {
     let mut used = BTreeSet::new();
     let chains: Option<Vec<u64>> = graph.roots.iter().map(|&root| chain(graph, choice, root, &[], &mut used)).collect();
     let chains = chains?;
-    let (mut load, mut held, mut leaves) = ([0, 0], 0, Vec::new());
+    let (mut load, mut leaves) = ([0, 0], Vec::new());
     for class in used {
         if let Node::Leaf(cost) = &graph.classes[class][choice[class]] {
             load[cost.engine as usize] += cost.time.0;
-            held += cost.held.0;
             leaves.push((class, choice[class]));
         }
     }
     let all = || chains.iter().chain(&load).copied();
-    Some(Tried { time: all().max().unwrap_or(0), sum: all().sum(), held, leaves })
+    Some(Tried { time: all().max().unwrap_or(0), sum: all().sum(), leaves })
 }
 
-/// For every set of leaves that an extraction within the memory has, the best time and sum, fastest first.
-fn every(graph: &Graph, memory: Option<Bytes>) -> Vec<(u64, u64)> {
+/// For every set of leaves that an extraction has, the best time and sum, fastest first.
+fn every(graph: &Graph) -> Vec<(u64, u64)> {
     let mut best: BTreeMap<Vec<(usize, usize)>, (u64, u64)> = BTreeMap::new();
     let mut choice = vec![0; graph.classes.len()];
     loop {
-        let found = tried(graph, &choice).filter(|found| memory.is_none_or(|memory| found.held <= memory.0));
-        if let Some(Tried { time, sum, leaves, .. }) = found {
+        if let Some(Tried { time, sum, leaves }) = tried(graph, &choice) {
             let known = best.entry(leaves).or_insert((time, sum));
             *known = (*known).min((time, sum));
         }
@@ -78,7 +75,7 @@ fn every(graph: &Graph, memory: Option<Bytes>) -> Vec<(u64, u64)> {
 
 /// Two to seven classes of one to three nodes; children are later classes, or with `circles` any.
 fn graphs(circles: bool, times: std::ops::Range<u64>) -> impl Strategy<Value = Graph> {
-    let node = (0u8..5, times, 0u64..6, prop::collection::vec(0usize..100, 1..4), any::<bool>());
+    let node = (0u8..5, times, prop::collection::vec(0usize..100, 1..4), any::<bool>());
     let class = prop::collection::vec(node, 1..4);
     (prop::collection::vec(class, 2..8), any::<bool>()).prop_map(move |(classes, two_roots)| {
         let count = classes.len();
@@ -88,12 +85,12 @@ fn graphs(circles: bool, times: std::ops::Range<u64>) -> impl Strategy<Value = G
             children.retain(|&child| child < count);
             children
         };
-        let build = |class: usize, (kind, time, held, drawn, comm): &(u8, u64, u64, Vec<usize>, bool)| {
+        let build = |class: usize, (kind, time, drawn, comm): &(u8, u64, Vec<usize>, bool)| {
             let children = children(class, drawn);
             match kind {
                 0 | 1 if !children.is_empty() => Node::Seq(children),
                 2 if !children.is_empty() => Node::Par(children),
-                _ => leaf(if *comm { Stream::Comm } else { Stream::Compute }, *time, *held),
+                _ => leaf(if *comm { Stream::Comm } else { Stream::Compute }, *time),
             }
         };
         let nodes = |(class, nodes): (usize, &Vec<_>)| nodes.iter().map(|node| build(class, node)).collect();
@@ -116,9 +113,9 @@ fn sequence(graph: &Graph, limits: &Limits, most: usize) -> (Vec<Extraction>, Op
 
 /// What is returned is an extraction, costs what it says, and is the best there is; and so are those after it.
 /// `changes` is 0 where the solver has to do what the greedy choice would.
-fn check(graph: &Graph, memory: Option<Bytes>, changes: u64) -> Result<(), TestCaseError> {
-    let limits = Limits { memory, changes, ..Limits::default() };
-    let expected = every(graph, memory);
+fn check(graph: &Graph, changes: u64) -> Result<(), TestCaseError> {
+    let limits = Limits { changes, ..Limits::default() };
+    let expected = every(graph);
     let (found, failure) = sequence(graph, &limits, 4);
     let keys: Vec<(u64, u64)> = found.iter().map(|found| (found.time().0, found.sum().0)).collect();
     prop_assert_eq!(&keys, &expected[..expected.len().min(4)]);
@@ -127,7 +124,7 @@ fn check(graph: &Graph, memory: Option<Bytes>, changes: u64) -> Result<(), TestC
         prop_assert_eq!(found.bound, found.time());
         let choice: Vec<usize> = found.chosen.iter().map(|node| node.unwrap_or(0)).collect();
         let again = tried(graph, &choice).expect("no class needs itself");
-        prop_assert_eq!((again.time, again.sum, again.held), (found.time().0, found.sum().0, found.held.0));
+        prop_assert_eq!((again.time, again.sum), (found.time().0, found.sum().0));
         let needed: Vec<(usize, usize)> = found.leaves(graph);
         prop_assert_eq!(again.leaves, needed);
     }
@@ -148,23 +145,18 @@ proptest! {
 
     #[test]
     fn equals_trying_everything(graph in graphs(false, 0..20), changes in changes()) {
-        check(&graph, None, changes)?;
+        check(&graph, changes)?;
     }
 
     #[test]
     fn equals_trying_everything_with_circles(graph in graphs(true, 0..20), changes in changes()) {
-        check(&graph, None, changes)?;
-    }
-
-    #[test]
-    fn equals_trying_everything_within_memory(graph in graphs(true, 0..20), memory in 0u64..16, changes in changes()) {
-        check(&graph, Some(Bytes(memory)), changes)?;
+        check(&graph, changes)?;
     }
 
     /// Milliseconds in nanoseconds: right to a part in a million, and never a bound above what is possible.
     #[test]
     fn long_times_are_right_to_a_millionth(graph in graphs(false, 1_000_000..20_000_000)) {
-        if let Some(&(time, _)) = every(&graph, None).first() {
+        if let Some(&(time, _)) = every(&graph).first() {
             let found = extract(&graph, &Limits::default(), &[]).expect("there is one");
             prop_assert!(found.bound.0 <= time && time <= found.time().0, "{found:?} {time}");
             prop_assert!(found.proved(), "{found:?}");
@@ -175,14 +167,13 @@ proptest! {
 
     /// Without a single node of branch and bound, what is returned is still allowed, and its bound no lie.
     #[test]
-    fn stands_without_the_solver(graph in graphs(true, 0..20), memory in 0u64..16) {
-        let limits = Limits { memory: Some(Bytes(memory)), solver: solver::Limits { nodes: 0 }, ..Limits::default() };
-        let expected = every(&graph, limits.memory);
+    fn stands_without_the_solver(graph in graphs(true, 0..20)) {
+        let limits = Limits { solver: solver::Limits { nodes: 0 }, ..Limits::default() };
+        let expected = every(&graph);
         match extract(&graph, &limits, &[]) {
             Ok(found) => {
                 let best = expected.first().expect("what was found is possible");
                 prop_assert!(found.bound.0 <= best.0 && best.0 <= found.time().0, "{found:?} {best:?}");
-                prop_assert!(found.held.0 <= memory);
             }
             Err(Failure::Impossible) => prop_assert!(expected.is_empty()),
             Err(Failure::NotFound) => {}
@@ -196,18 +187,18 @@ proptest! {
     }
 }
 
-/// An all-to-all that may go as one, or as two halves that hold a buffer, beside an MLP in one piece or two.
+/// An all-to-all that may go as one, or as two halves, beside an MLP in one piece or two.
 fn layer() -> Graph {
     let classes = vec![
         vec![Node::Seq(vec![1, 2]), Node::Par(vec![3, 4])],
-        vec![leaf(Stream::Comm, 50, 0)],
-        vec![leaf(Stream::Compute, 60, 0)],
+        vec![leaf(Stream::Comm, 50)],
+        vec![leaf(Stream::Compute, 60)],
         vec![Node::Seq(vec![5, 6])],
         vec![Node::Seq(vec![7, 8])],
-        vec![leaf(Stream::Comm, 27, 8)],
-        vec![leaf(Stream::Compute, 31, 0)],
-        vec![leaf(Stream::Comm, 27, 8)],
-        vec![leaf(Stream::Compute, 31, 0)],
+        vec![leaf(Stream::Comm, 27)],
+        vec![leaf(Stream::Compute, 31)],
+        vec![leaf(Stream::Comm, 27)],
+        vec![leaf(Stream::Compute, 31)],
     ];
     Graph { classes, roots: vec![0] }
 }
@@ -216,27 +207,8 @@ fn layer() -> Graph {
 fn halves_cost_load_and_save_chain() {
     let found = extract(&layer(), &Limits::default(), &[]).expect("there is one");
     assert_eq!((found.load, found.chains.as_slice()), ([Nanos(62), Nanos(54)], [Nanos(58)].as_slice()));
-    assert_eq!((found.time(), found.bound, found.held), (Nanos(62), Nanos(62), Bytes(16)));
+    assert_eq!((found.time(), found.bound), (Nanos(62), Nanos(62)));
     assert_eq!(found.chosen, [Some(1), None, None, Some(0), Some(0), Some(0), Some(0), Some(0), Some(0)]);
-}
-
-#[test]
-fn memory_forces_the_whole() {
-    let limits = Limits { memory: Some(Bytes(15)), ..Limits::default() };
-    let found = extract(&layer(), &limits, &[]).expect("there is one");
-    assert_eq!((found.time(), found.bound, found.held), (Nanos(110), Nanos(110), Bytes(0)));
-    assert_eq!(extract(&layer(), &limits, &[found]), Err(Failure::Impossible));
-}
-
-#[test]
-fn too_little_memory_is_impossible() {
-    let graph = Graph {
-        classes: vec![vec![Node::Seq(vec![1, 2])], vec![leaf(Stream::Compute, 1, 5)], vec![leaf(Stream::Comm, 1, 5)]],
-        roots: vec![0],
-    };
-    let within = |memory| extract(&graph, &Limits { memory: Some(Bytes(memory)), ..Limits::default() }, &[]);
-    assert_eq!(within(9), Err(Failure::Impossible));
-    assert_eq!(within(10).expect("just enough").held, Bytes(10));
 }
 
 #[test]
@@ -255,16 +227,16 @@ fn what_is_shared_counts_once() {
             vec![Node::Par(vec![1, 2])],
             vec![Node::Seq(vec![3])],
             vec![Node::Seq(vec![3])],
-            vec![leaf(Stream::Compute, 7, 3)],
+            vec![leaf(Stream::Compute, 7)],
         ],
         roots: vec![0],
     };
     let found = extract(&graph, &Limits::default(), &[]).expect("there is one");
-    assert_eq!((found.load, found.held, found.bound), ([Nanos(7), Nanos(0)], Bytes(3), Nanos(7)));
+    assert_eq!((found.load, found.bound), ([Nanos(7), Nanos(0)], Nanos(7)));
 }
 
-/// A layer forward beside one backward, each component whole, in two halves that cost more together, faster for more memory, or
-/// as two steps: of the size that a kind of layer has. The default limits are enough to prove the best, and it is not the
+/// A layer forward beside one backward, each component whole, in two halves that cost more together, or as two
+/// steps: of the size that a kind of layer has. The default limits are enough to prove the best, and it is not the
 /// greedy choice.
 #[test]
 fn a_layer_pair_is_proved() {
@@ -275,24 +247,23 @@ fn a_layer_pair_is_proved() {
         for (at, (comm, time)) in components.into_iter().enumerate() {
             let engine = if comm == 1 { Stream::Comm } else { Stream::Compute };
             let time = time + 370_001 * (root as u64 * 5 + at as u64 * 3 % 7);
-            let half = |more| vec![leaf(engine, time / 2 + more, 50)];
+            let half = |more| vec![leaf(engine, time / 2 + more)];
             let class = graph.classes.len();
             parts.push(class);
             graph.classes.push(vec![
-                leaf(engine, time, 100),
-                leaf(engine, time * 9 / 10, 180 + 40 * at as u64),
+                leaf(engine, time),
                 Node::Par(vec![class + 1, class + 2]),
                 Node::Seq(vec![class + 3, class + 4]),
             ]);
             graph.classes.extend([half(110_003), half(90_007)]);
-            graph.classes.push(vec![leaf(Stream::Compute, time / 9, 20)]);
-            graph.classes.push(vec![leaf(engine, time / 2 + 50_021, 30), leaf(Stream::Comm, time / 3, 80)]);
+            graph.classes.push(vec![leaf(Stream::Compute, time / 9)]);
+            graph.classes.push(vec![leaf(engine, time / 2 + 50_021), leaf(Stream::Comm, time / 3)]);
         }
         graph.classes[root] = vec![Node::Seq(parts)];
     }
-    let limits = Limits { memory: Some(Bytes(1_000)), ..Limits::default() };
+    let limits = Limits::default();
     let greedy = greedy::choose(&Task { graph: &graph, limits: &limits, without: Vec::new() }).expect("there is one");
     let found = extract(&graph, &limits, &[]).expect("there is one");
-    assert!(found.proved() && found.held <= Bytes(1_000), "{found:?}");
+    assert!(found.proved(), "{found:?}");
     assert!(found.time() < greedy.time(), "{found:?} {greedy:?}");
 }

@@ -89,18 +89,6 @@ const LEADS: &[Leads] = &[
         from: "(seq combine.I mlp.I.no-shared dispatch.I)",
         to: "(par (seq combine.I.0/2 mlp.I.no-shared.0/2 dispatch.I.0/2) (seq combine.I.1/2 mlp.I.no-shared.1/2 dispatch.I.1/2))",
     },
-    Leads {
-        rules: &["fuse-first-exchange"],
-        layer: ROUTED_ONLY,
-        from: "(par (seq dispatch.F.0/2 mlp.F.0/2 combine.F.0/2) (seq dispatch.F.1/2 mlp.F.1/2 combine.F.1/2))",
-        to: "(seq dispatch.F (par (seq mlp.F.0/2 combine.F.0/2) (seq mlp.F.1/2 combine.F.1/2)))",
-    },
-    Leads {
-        rules: &["fuse-last-exchange"],
-        layer: ROUTED_ONLY,
-        from: "(par (seq combine.I.0/2 mlp.I.0/2 dispatch.I.0/2) (seq combine.I.1/2 mlp.I.1/2 dispatch.I.1/2))",
-        to: "(seq (par (seq combine.I.0/2 mlp.I.0/2) (seq combine.I.1/2 mlp.I.1/2)) dispatch.I)",
-    },
     Leads { rules: &["recompute"], layer: ROUTED_ONLY, from: "mlp.I", to: "(seq mlp.I.again mlp.I.no-again)" },
     Leads {
         rules: &["recompute"],
@@ -119,12 +107,6 @@ const LEADS: &[Leads] = &[
         layer: SPREAD,
         from: "(seq combine.I mlp.I.no-shared dispatch.I attention.I)",
         to: "(seq (par combine.I mlp.I.again.no-shared) mlp.I.no-shared.no-again (par dispatch.I attention.I.again) attention.I.no-again)",
-    },
-    Leads {
-        rules: &["recompute", "store"],
-        layer: ROUTED_ONLY,
-        from: "mlp.I",
-        to: "(seq mlp.I.again.load mlp.I.no-again)",
     },
 ];
 
@@ -224,19 +206,6 @@ const WRONG: &[Wrong] = &[
         from: "(seq dispatch.F mlp.F combine.F)",
         to: "(par (seq dispatch.F.0/2 mlp.F.0/2 combine.F.0/2) (seq dispatch.F.1/2 mlp.F.1/2 combine.F.1/2))",
         differs: false,
-    },
-    // Exchanges that are not the two halves of one.
-    Wrong {
-        layer: ROUTED_ONLY,
-        from: "(par (seq dispatch.F.0/2 mlp.F.0/2) (seq dispatch.F.1/2@1 mlp.F.1/2@1))",
-        to: "(seq dispatch.F (par mlp.F.0/2 mlp.F.1/2@1))",
-        differs: true,
-    },
-    Wrong {
-        layer: ROUTED_ONLY,
-        from: "(par (seq dispatch.F.0/2 mlp.F.0/2) (seq dispatch.F.0/2 mlp.F.1/2))",
-        to: "(seq dispatch.F (par mlp.F.0/2 mlp.F.1/2))",
-        differs: true,
     },
     // Recomputation from what a forward has just written over; with the shared expert's inside.
     Wrong {

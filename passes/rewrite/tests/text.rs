@@ -14,24 +14,14 @@ fn leaf() -> impl Strategy<Value = Leaf> {
     let step = prop::sample::select(vec![Step::Main, Step::Shared, Step::Again, Step::Quantise, Step::Pack]);
     let tokens = prop::sample::select(vec![(0, 1), (0, 2), (1, 2), (3, 4)]);
     let what = (component, phase, step, tokens, 0u16..3);
-    (what, any::<[bool; 6]>()).prop_map(|((component, phase, step, (part, parts), site), flags)| {
-        let [two_hop, fp8, copy, without_shared, without_again, loaded] = flags;
+    (what, any::<[bool; 5]>()).prop_map(|((component, phase, step, (part, parts), site), flags)| {
+        let [two_hop, fp8, copy, without_shared, without_again] = flags;
         let exchange = ExchangeForm {
             route: if two_hop { Route::TwoHop } else { Route::Flat },
             payload: if fp8 { Payload::Fp8 } else { Payload::AsGiven },
             carrier: if copy { Carrier::CopyEngine } else { Carrier::Sms },
         };
-        Leaf {
-            component,
-            phase,
-            step,
-            tokens: Tokens { part, parts },
-            site,
-            exchange,
-            without_shared,
-            without_again,
-            loaded,
-        }
+        Leaf { component, phase, step, tokens: Tokens { part, parts }, site, exchange, without_shared, without_again }
     })
 }
 

@@ -175,15 +175,11 @@ impl World {
         Ok(())
     }
 
-    /// The product that I hands to W, from its two factors; or as F left it.
+    /// The product that I hands to W, from its two factors.
     fn again(&mut self, leaf: &Leaf) -> Result<(), String> {
         let part = if leaf.component == Component::Attention { Part::Attention } else { Part::Experts };
         let kept = self.all(leaf, Kind::Kept(part))?;
-        let product = match leaf.loaded {
-            true => kept.iter().map(|rows| map(rows, |row| row[3 * HIDDEN..].to_vec())).collect(),
-            false => products(&kept, part),
-        };
-        self.write_all(leaf, Kind::Again(part), product);
+        self.write_all(leaf, Kind::Again(part), products(&kept, part));
         Ok(())
     }
 
