@@ -82,6 +82,7 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
         stages: vec![cost; layout.stages as usize],
         pair: PairCost::Uniform(Nanos(27)),
         hops: Hops::Uniform(Nanos(1)),
+        memory: None,
     };
     bencher.counter(chunks_of(size)).bench(|| {
         let timetable = generate(kind, divan::black_box(&layout)).expect("a schedule of this size");

@@ -15,7 +15,8 @@ fn rows(kind: ScheduleKind, ranks: u32, micro_batches: u32, cost: u64, pair: u64
     let timetable = generate(kind, &layout).unwrap();
     let stage = StageCost { f: Nanos(cost), i: Nanos(cost), w: Nanos(cost), b: Nanos(2 * cost) };
     let stages = vec![stage; layout.stages as usize];
-    let problem = Problem { layout, stages, pair: PairCost::Uniform(Nanos(pair)), hops: Hops::Uniform(Nanos(0)) };
+    let problem =
+        Problem { layout, stages, pair: PairCost::Uniform(Nanos(pair)), hops: Hops::Uniform(Nanos(0)), memory: None };
     let replay = replay(&problem, &timetable).unwrap();
     let lists = (0..).zip(timetable.ranks.iter().zip(&replay.spans));
     let row = |(rank, (actions, spans)): (u32, (&Vec<Action>, &Vec<_>))| Row {

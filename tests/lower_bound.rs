@@ -48,8 +48,13 @@ fn meets_zb_h1() {
     for (ranks, micro_batches) in [(1, 5), (4, 8), (8, 24)] {
         let layout = Layout::new(Placement::Linear, ranks, 1, micro_batches);
         let cost = StageCost { f: Nanos(1), i: Nanos(1), w: Nanos(1), b: Nanos(2) };
-        let problem =
-            Problem { layout, stages: vec![cost; ranks as usize], pair: PairCost::Sum, hops: Hops::Uniform(Nanos(0)) };
+        let problem = Problem {
+            layout,
+            stages: vec![cost; ranks as usize],
+            pair: PairCost::Sum,
+            hops: Hops::Uniform(Nanos(0)),
+            memory: None,
+        };
         let optimum = Nanos(u64::from(3 * micro_batches + ranks - 1));
         let timetable = generate(ScheduleKind::ZbH1, &layout).unwrap();
         assert_eq!(replay(&problem, &timetable).unwrap().makespan, optimum, "P{ranks} M{micro_batches}");
@@ -62,7 +67,8 @@ fn meets_zb_h1() {
 fn follows_a_single_micro_batch_home() {
     let layout = Layout::new(Placement::Linear, 3, 1, 1);
     let cost = StageCost { f: Nanos(1), i: Nanos(2), w: Nanos(3), b: Nanos(5) };
-    let problem = Problem { layout, stages: vec![cost; 3], pair: PairCost::Sum, hops: Hops::Uniform(Nanos(10)) };
+    let problem =
+        Problem { layout, stages: vec![cost; 3], pair: PairCost::Sum, hops: Hops::Uniform(Nanos(10)), memory: None };
     assert_eq!(lower_bound(&problem), Nanos(23 + 24 + 5));
 }
 
@@ -93,7 +99,7 @@ impl Draw {
                 PairCost::Table((0..4).map(|_| ((stage(self), stage(self)), Nanos(2 + self.below(8)))).collect())
             }
         };
-        Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(self.below(3))) }
+        Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(self.below(3))), memory: None }
     }
 }
 

@@ -31,6 +31,7 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
         stages: (0..stages).map(cost).collect(),
         pair: PairCost::Table(pairs.clone().map(|(f, b)| ((f, b), Nanos(pair_cost(f, b)))).collect()),
         hops: Hops::Uniform(Nanos(hop)),
+        memory: None,
     };
     let timetable = generate(kind, &layout).unwrap();
     let replay = replay(&problem, &timetable).unwrap();

@@ -22,7 +22,7 @@ fn timetable(kind: ScheduleKind, ranks: u32, per_rank: u32, micro_batches: u32) 
 /// Equal costs on every stage, full backward = I + W.
 fn problem(layout: Layout, [f, i, w]: [u64; 3], pair: PairCost, hop: u64) -> Problem {
     let cost = StageCost { f: Nanos(f), i: Nanos(i), w: Nanos(w), b: Nanos(i + w) };
-    Problem { layout, stages: vec![cost; layout.stages as usize], pair, hops: Hops::Uniform(Nanos(hop)) }
+    Problem { layout, stages: vec![cost; layout.stages as usize], pair, hops: Hops::Uniform(Nanos(hop)), memory: None }
 }
 
 fn equal_costs(timetable: &Timetable) -> (Problem, Replay) {
@@ -310,7 +310,7 @@ fn any_problem(layout: Layout) -> impl Strategy<Value = Problem> {
             w: Nanos(w),
             b: Nanos((i + w).saturating_sub(hidden).max(1)),
         });
-        Problem { layout, stages: stages.collect(), pair, hops: Hops::Uniform(Nanos(hop)) }
+        Problem { layout, stages: stages.collect(), pair, hops: Hops::Uniform(Nanos(hop)), memory: None }
     })
 }
 

@@ -142,6 +142,7 @@ impl Overlapped {
             stages: self.stages.iter().map(cost).collect(),
             pair: PairCost::Table(self.pairs.iter().map(|(&pair, &program)| (pair, time(program))).collect()),
             hops,
+            memory: None,
         }
     }
 }

@@ -122,7 +122,10 @@ fn problem(args: &Args, layout: Layout) -> Result<(Problem, Axis)> {
     // All below `LARGEST_TIME`.
     let [f, i, w, fb, hop] = [f, i, w, fb, comm].map(|cost| Nanos(cost as u64));
     let stages = vec![StageCost { f, i, w, b: i + w }; layout.stages as usize];
-    Ok((Problem { layout, stages, pair: PairCost::Uniform(fb), hops: Hops::Uniform(hop) }, Axis { places, unit: "" }))
+    Ok((
+        Problem { layout, stages, pair: PairCost::Uniform(fb), hops: Hops::Uniform(hop), memory: None },
+        Axis { places, unit: "" },
+    ))
 }
 
 fn chart(args: &Args, problem: &Problem, timetable: &Timetable, axis: Axis) -> Result<String> {

@@ -16,7 +16,7 @@ pub use action::{Action, ChunkId, Phase};
 pub use chunk::{Chunk, Held};
 pub use op::{Component, Kernel, Op, Rate, Step, Tokens, Work};
 pub use placement::{Layout, Placement};
-pub use problem::{Hops, PairCost, Problem, StageCost};
+pub use problem::{Hops, Memory, PairCost, Problem, StageCost, StageMemory};
 pub use program::{Program, ProgramKind, ProgramOp, Stream};
 pub use stage::{Stage, Unit};
 pub use timetable::Timetable;

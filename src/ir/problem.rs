@@ -16,6 +16,26 @@ pub struct Problem {
     pub pair: PairCost,
     /// Time of a message between stages; see [`Problem::hop`].
     pub hops: Hops,
+    /// What chunks hold on their ranks. `None`: nobody counts it.
+    pub memory: Option<Memory>,
+}
+
+/// What chunks hold on their ranks and how much a rank may hold, in one unit for all: bytes, or numbers of activations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// One per stage.
+    pub stages: Vec<StageMemory>,
+    /// One per rank: the most that its chunks may hold at any time.
+    pub limits: Vec<u64>,
+}
+
+/// What one chunk of a stage holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageMemory {
+    /// From the start of F to the end of I, or of the B or FB that has it.
+    pub activation: u64,
+    /// From the end of I to the end of W: what W still reads. Not more than `activation`.
+    pub for_weights: u64,
 }
 
 /// What one chunk of a stage costs.
