@@ -6,6 +6,7 @@
 mod bound;
 mod dualpipe;
 mod dualpipev;
+mod exact;
 mod gpipe;
 mod interleaved;
 mod one_f_one_b;
@@ -14,6 +15,7 @@ mod zb_h1;
 mod zb_v;
 
 pub use bound::lower_bound;
+pub use exact::{Exact, exact};
 pub use replay::{Replay, Span, replay};
 
 use crate::error::{Error, Result};
