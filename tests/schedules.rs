@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dualweave::ir::{Action, Hops, Layout, PairCost, Phase, Placement, Problem, StageCost, Timetable};
+use dualweave::ir::{
+    Action, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory, Timetable,
+};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{Replay, generate, lower_bound, precondition, replay};
 use dualweave::units::Nanos;
@@ -348,5 +350,33 @@ proptest! {
         let replay = replay(&problem, &timetable).unwrap();
         prop_assert!(lower_bound(&problem) <= replay.makespan);
         prop_assert!(replay.longest_span() <= replay.makespan);
+
+        // Nor with exactly the memory that it needs.
+        for for_weights in 0..=2 {
+            let memory = just_enough(&timetable, for_weights);
+            let limited = Problem { memory: Some(memory), ..problem.clone() };
+            prop_assert!(lower_bound(&limited) <= replay.makespan, "{:?}", limited.memory);
+        }
+    }
+}
+
+/// Limits that a timetable comes up to on each rank, where chunks of the stages in turn hold 2, 3 and 4, and `for_weights` from I to
+/// W.
+fn just_enough(timetable: &Timetable, for_weights: u64) -> Memory {
+    let stage = |stage: u32| StageMemory { activation: 2 + u64::from(stage % 3), for_weights };
+    let peak = |actions: &Vec<Action>| {
+        let (mut held, mut peak) = (0, 0);
+        for action in actions {
+            // A pair takes before it gives.
+            held += action.forward().map_or(0, |chunk| stage(chunk.stage).activation);
+            peak = peak.max(held);
+            held -= action.input_gradient().map_or(0, |chunk| stage(chunk.stage).activation - for_weights);
+            held -= action.weight_gradient().map_or(0, |_| for_weights);
+        }
+        peak
+    };
+    Memory {
+        stages: (0..timetable.layout.stages).map(stage).collect(),
+        limits: timetable.ranks.iter().map(peak).collect(),
     }
 }

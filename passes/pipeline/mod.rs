@@ -14,7 +14,7 @@ mod replay;
 mod zb_h1;
 mod zb_v;
 
-pub use bound::lower_bound;
+pub use bound::{Bounds, bounds, lower_bound};
 pub use exact::{Exact, exact};
 pub use replay::{Replay, Span, replay};
 

@@ -1,10 +1,11 @@
-//! Heads: before when no step of a micro-batch can have ended.
+//! Heads: before when no step of a micro-batch can have started or ended.
 
 use super::block::Block;
-use super::lines::{Line, Lines};
+use super::lines::{Line, Lines, Step};
+use super::pairs::{Partners, Run};
 use crate::units::Nanos;
 
-/// How far a timetable is known.
+/// How far a timetable is known, and what is known of the rest.
 pub(in crate::passes::pipeline) struct Progress {
     /// Per line and step, micro-batches that have done it.
     pub steps: Vec<Vec<usize>>,
@@ -12,126 +13,226 @@ pub(in crate::passes::pipeline) struct Progress {
     pub weights: Vec<Vec<usize>>,
     /// Per rank, the end of its latest action.
     pub free: Vec<Nanos>,
+    /// Per rank, how many more may run alone.
+    pub alone: Vec<Alone>,
+}
+
+/// At most so many actions of a rank are not in a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::passes::pipeline) struct Alone {
+    /// F.
+    pub forwards: usize,
+    /// I or B.
+    pub backwards: usize,
+}
+
+impl Alone {
+    /// All may be alone.
+    pub const ALL: Self = Self { forwards: usize::MAX, backwards: usize::MAX };
+
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            forwards: self.forwards.saturating_add(other.forwards),
+            backwards: self.backwards.saturating_add(other.backwards),
+        }
+    }
+
+    /// What is left, and no less than nothing.
+    pub fn less(self, other: Self) -> Self {
+        Self {
+            forwards: self.forwards.saturating_sub(other.forwards),
+            backwards: self.backwards.saturating_sub(other.backwards),
+        }
+    }
 }
 
 impl Progress {
-    /// Nothing is done.
-    pub fn none(lines: &Lines) -> Self {
+    /// Nothing is done, and of each rank so many may be alone.
+    pub fn none(lines: &Lines, alone: Vec<Alone>) -> Self {
         Self {
             steps: lines.lines.iter().map(|line| vec![0; line.steps.len()]).collect(),
             weights: lines.lines.iter().map(|line| vec![0; line.stages()]).collect(),
             free: vec![Nanos::ZERO; lines.on_rank.len()],
+            alone,
         }
     }
 }
 
-/// Least times of one line.
-pub(in crate::passes::pipeline) struct Heads {
+/// Least times.
+pub(in crate::passes::pipeline) struct Heads(Vec<Times>);
+
+/// Those of one line. Micro-batches are counted in the order in which they come to a step.
+struct Times {
     count: usize,
-    /// Per step and micro-batch, in the order in which they come: the end of the action that has it.
+    /// Per step and micro-batch: the start of the action that has it.
+    starts: Vec<Nanos>,
+    /// The same: its end.
     ends: Vec<Nanos>,
-    /// Per stage and micro-batch, in the order in which they are done: the end of W.
+    /// Per stage and micro-batch: the end of W.
     weights: Vec<Nanos>,
 }
 
+/// What comes before a step on its rank, as far as it is filled.
+struct Before {
+    block: Block,
+    run: Run,
+    partners: Partners,
+}
+
 impl Heads {
-    /// For a line of which nothing is known yet.
-    pub fn new(line: &Line) -> Self {
-        Self {
+    /// Nothing is known.
+    pub fn new(lines: &Lines) -> Self {
+        let times = |line: &Line| Times {
             count: line.count,
+            starts: vec![Nanos::ZERO; line.steps.len() * line.count],
             ends: vec![Nanos::ZERO; line.steps.len() * line.count],
             weights: vec![Nanos::ZERO; line.stages() * line.count],
-        }
+        };
+        Self(lines.lines.iter().map(times).collect())
     }
 
-    /// The end of the `k`-th action that has `step`.
-    pub fn end(&self, step: usize, k: usize) -> Nanos {
-        self.ends[step * self.count + k]
+    /// The start of the `k`-th action that has a step.
+    pub fn start(&self, line: usize, step: usize, k: usize) -> Nanos {
+        self.0[line].starts[step * self.0[line].count + k]
     }
 
-    /// The same of the `k`-th W of a stage.
-    pub fn weights_end(&self, stage: usize, k: usize) -> Nanos {
-        self.weights[stage * self.count + k]
+    /// The end of the `k`-th action that has a step.
+    pub fn end(&self, line: usize, step: usize, k: usize) -> Nanos {
+        self.0[line].ends[step * self.0[line].count + k]
     }
 
-    /// Sets the end of the `k`-th action that has `step`, which is known.
-    pub fn set(&mut self, step: usize, k: usize, end: Nanos) {
-        self.ends[step * self.count + k] = end;
+    /// The end of the `k`-th W of a stage.
+    fn weights_end(&self, line: usize, stage: usize, k: usize) -> Nanos {
+        self.0[line].weights[stage * self.0[line].count + k]
     }
 
-    /// Computes all times that are not known, for the line `at`. Linear in steps × micro-batches.
-    ///
-    /// A step ends no earlier than `least` after each of these: the step before with its message; what must have left the
-    /// rank's memory; the rank's latest action; and one machine's time for everything that comes before it on the rank, which
-    /// is: the same step of earlier micro-batches, earlier steps of this one, and all steps of a micro-batch that must
-    /// have left the memory.
-    pub fn fill(&mut self, lines: &Lines, at: usize, progress: &Progress) {
+    /// The least time at which the share of the `k`-th W of a stage begins: behind the share of I, if both are in one action.
+    pub fn weights_start(&self, lines: &Lines, at: usize, stage: usize, k: usize) -> Nanos {
         let line = &lines.lines[at];
-        let (done, weights_done) = (&progress.steps[at], &progress.weights[at]);
-        let mut blocks: Vec<Block> = line.steps.iter().map(|step| Block::new(progress.free[step.rank])).collect();
-        let from = done.iter().chain(weights_done).copied().min().unwrap_or(0);
-        for k in from..line.count {
-            for (at, step) in line.steps.iter().enumerate() {
-                let fills_weights = at >= line.stages() && k >= weights_done[step.stage];
-                if k < done[at] {
-                    if fills_weights {
-                        self.fill_weights(line, step.stage, k, progress.free[step.rank]);
+        self.start(at, line.input(stage), k) + line.chunks[stage].shares.i
+    }
+
+    /// Sets the times of the `k`-th action that has a step.
+    pub fn set(&mut self, line: usize, step: usize, k: usize, (start, end): (Nanos, Nanos)) {
+        let times = &mut self.0[line];
+        times.starts[step * times.count + k] = start;
+        times.ends[step * times.count + k] = end;
+    }
+
+    /// Computes all times that are not known. Linear in steps × micro-batches.
+    pub fn fill(&mut self, lines: &Lines, progress: &Progress) {
+        let before = |step: &Step| Before {
+            block: Block::new(progress.free[step.rank]),
+            run: Run::default(),
+            partners: Partners::new(lines.on_rank[step.rank].len()),
+        };
+        let mut before: Vec<Vec<Before>> =
+            lines.lines.iter().map(|line| line.steps.iter().map(before).collect()).collect();
+        let from = progress.steps.iter().chain(&progress.weights).flatten().copied().min().unwrap_or(0);
+        let to = lines.lines.iter().map(|line| line.count).max().unwrap_or(0);
+        for k in from..to {
+            for (at, line) in lines.lines.iter().enumerate().filter(|(_, line)| k < line.count) {
+                for (step, before) in before[at].iter_mut().enumerate() {
+                    if k >= progress.steps[at][step] {
+                        let times = self.step(lines, progress, (at, step, k), before);
+                        self.set(at, step, k, times);
                     }
-                    continue;
-                }
-                let chunk = &line.chunks[step.stage];
-                let mut block = blocks[at];
-                let mut start = progress.free[step.rank];
-                if k > done[at] {
-                    self.add(&mut block, line, at, k - 1);
-                }
-                for &before in step.before.iter().rev().filter(|&&before| k >= done[before]) {
-                    self.add(&mut block, line, before, k);
-                }
-                if at > 0 {
-                    start = start.max(self.end(at - 1, k) + step.hop);
-                }
-                if at < line.stages() {
-                    let input = line.input(at);
-                    if let Some(freed) = chunk.slots.and_then(|slots| k.checked_sub(slots)) {
-                        start = start.max(self.end(input, freed));
-                        let within = step.behind.iter().filter(|&&step| step <= input && freed >= done[step]);
-                        within.for_each(|&step| self.add(&mut block, line, step, freed));
+                    let stage = line.steps[step].stage;
+                    if step >= line.stages() && k >= progress.weights[at][stage] {
+                        let end = self.weights(lines, progress, (at, stage, k));
+                        self.0[at].weights[stage * line.count + k] = end;
                     }
-                    if let Some(freed) = chunk.slots_for_weights.and_then(|slots| k.checked_sub(slots))
-                        && freed >= weights_done[at]
-                    {
-                        start = start.max(self.weights_end(at, freed));
-                        block.add(self.weights_release(line, at, freed), chunk.shares.w);
-                    }
-                }
-                blocks[at] = block;
-                let end = start.max(block.end()) + step.least;
-                self.set(at, k, end);
-                if fills_weights {
-                    self.fill_weights(line, step.stage, k, progress.free[step.rank]);
                 }
             }
         }
     }
 
-    /// Sets the end of the `k`-th W of a stage: before it, as many I have ended, and the W that come before it.
-    fn fill_weights(&mut self, line: &Line, stage: usize, k: usize, free: Nanos) {
-        let (input, share) = (line.input(stage), line.chunks[stage].shares.w);
-        let begins = self.end(input, k).saturating_sub(line.steps[input].least);
-        let before = k.checked_sub(1).map_or(free, |before| self.weights_end(stage, before).max(free));
-        self.weights[stage * self.count + k] = (begins + line.chunks[stage].backward).max(before + share);
+    /// The least start and end of a step. It waits for the step before with its message; for what must have left the rank's
+    /// memory; for the actions with the same step that come before; for its rank to have done all that comes before it there,
+    /// which is: the same step of earlier micro-batches, earlier steps of this one, and all steps of one that must have left
+    /// the memory; and, if not all can be alone, for pairs.
+    fn step(
+        &self,
+        lines: &Lines,
+        progress: &Progress,
+        (at, step, k): (usize, usize, usize),
+        before: &mut Before,
+    ) -> (Nanos, Nanos) {
+        let line = &lines.lines[at];
+        let (done, own) = (&progress.steps[at], &line.steps[step]);
+        let mut start = progress.free[own.rank];
+        if step > 0 {
+            start = start.max(self.end(at, step - 1, k) + own.hop);
+        }
+        if k > done[step] {
+            start = start.max(self.end(at, step, k - 1));
+            self.add(&mut before.block, line, (at, step, k - 1));
+        }
+        for &earlier in own.before.iter().rev().filter(|&&earlier| k >= done[earlier]) {
+            self.add(&mut before.block, line, (at, earlier, k));
+        }
+        if step < line.stages() {
+            for slots in &own.slots {
+                let Some(freed) = k.checked_sub(slots.count) else { continue };
+                start = start.max(self.end(at, slots.step, freed));
+                if slots.step == line.input(step) {
+                    let within = own.behind.iter().filter(|&&within| within <= slots.step && freed >= done[within]);
+                    within.for_each(|&within| self.add(&mut before.block, line, (at, within, freed)));
+                }
+            }
+            let chunk = &line.chunks[step];
+            if let Some(freed) = chunk.slots_for_weights.and_then(|slots| k.checked_sub(slots))
+                && freed >= progress.weights[at][step]
+            {
+                start = start.max(self.weights_end(at, step, freed));
+                before.block.add(self.weights_start(lines, at, step, freed), chunk.shares.w);
+            }
+        }
+        start = start.max(before.block.end());
+
+        let alone = progress.alone[own.rank];
+        let mut end = start + own.least;
+        if step < line.stages() {
+            let coming = |&step: &usize| (k + 1).saturating_sub(done[step]);
+            let coming: usize = own.before.iter().chain([&step]).map(coming).sum();
+            if coming > alone.forwards {
+                let partner = |class: usize, taken: usize| {
+                    let (at, stage) = lines.on_rank[own.rank][class];
+                    let input = lines.lines[at].input(stage);
+                    let next = progress.steps[at][input] + taken;
+                    // What is not filled yet is no earlier than what is.
+                    let filled = next.min(k.saturating_sub(1));
+                    (next < lines.lines[at].count).then(|| match k {
+                        0 => Nanos::ZERO,
+                        _ => self.start(at, input, filled),
+                    })
+                };
+                let partner = before.partners.nth(coming - alone.forwards, partner);
+                start = start.max(partner);
+                end = end.max(start + own.least).max(partner + own.pair);
+            }
+        }
+        let limit = if step < line.stages() { alone.forwards } else { alone.backwards };
+        if let Some(first) = k.checked_sub(limit).filter(|&first| first >= done[step]) {
+            let first = if first == k { start } else { self.start(at, step, first) };
+            end = end.max(before.run.extend(first, own.pair) + own.least * limit as u64);
+        }
+        (start, end)
     }
 
-    fn add(&self, block: &mut Block, line: &Line, step: usize, k: usize) {
+    /// The least end of the `k`-th W: before it as many I have ended, and all W that come before it.
+    fn weights(&self, lines: &Lines, progress: &Progress, (at, stage, k): (usize, usize, usize)) -> Nanos {
+        let line = &lines.lines[at];
+        let (input, chunk) = (line.input(stage), &line.chunks[stage]);
+        let free = progress.free[line.steps[input].rank];
+        let before = if k > progress.weights[at][stage] { self.weights_end(at, stage, k - 1).max(free) } else { free };
+        (self.start(at, input, k) + chunk.backward).max(before + chunk.shares.w)
+    }
+
+    fn add(&self, block: &mut Block, line: &Line, (at, step, k): (usize, usize, usize)) {
         let shares = &line.chunks[line.steps[step].stage].shares;
         let share = if step < line.stages() { shares.f } else { shares.i };
-        block.add(self.end(step, k).saturating_sub(line.steps[step].least), share);
-    }
-
-    /// The least time at which the share of W begins: behind the share of I, if both are in one action.
-    pub fn weights_release(&self, line: &Line, stage: usize, k: usize) -> Nanos {
-        let input = line.input(stage);
-        self.end(input, k).saturating_sub(line.steps[input].least) + line.chunks[stage].shares.i
+        block.add(self.start(at, step, k), share);
     }
 }

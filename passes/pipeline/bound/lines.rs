@@ -9,7 +9,7 @@
 //! `k`-th smallest of the earlier ones. To give the `k`-th action of each step to micro-batch `k` changes no time, and no
 //! memory, as chunks of a stage hold the same.
 
-use crate::ir::{ChunkId, Problem};
+use crate::ir::{ChunkId, Memory, Problem, StageMemory};
 use crate::units::Nanos;
 
 /// The lines of a problem.
@@ -26,6 +26,8 @@ pub(in crate::passes::pipeline) struct Line {
     pub count: usize,
     /// F of stages 0, 1, …, then I of the last stage, …, 0.
     pub steps: Vec<Step>,
+    /// Per step, the least time from the start of the first to its start.
+    pub reach: Vec<Nanos>,
     /// Per stage.
     pub chunks: Vec<Chunk>,
 }
@@ -44,6 +46,18 @@ pub(in crate::passes::pipeline) struct Step {
     pub before: Vec<usize>,
     /// The nearest steps behind it on its rank, at most [`NEAR`].
     pub behind: Vec<usize>,
+    /// The least that a pair takes which has it.
+    pub pair: Nanos,
+    /// Steps between which memory stands: of an F the I that it waits for, of an I the F that wait for it.
+    pub slots: Vec<Slots>,
+}
+
+/// F of micro-batch k starts only when I of micro-batch k - `count` has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::passes::pipeline) struct Slots {
+    /// Of the two, the one that is not told by the place where this is kept.
+    pub step: usize,
+    pub count: usize,
 }
 
 /// What a chunk takes of its rank's time and memory.
@@ -54,8 +68,6 @@ pub(in crate::passes::pipeline) struct Chunk {
     pub shares_off_forward: Shares,
     /// The least from the start of the action that has I to the end of W.
     pub backward: Nanos,
-    /// F starts only when I of the micro-batch that is so many before it has ended.
-    pub slots: Option<usize>,
     /// F starts only when W of the micro-batch that is so many before it has ended.
     pub slots_for_weights: Option<usize>,
 }
@@ -95,35 +107,85 @@ impl Line {
     /// The line of micro-batch `sample`.
     fn new(problem: &Problem, on_rank: &[Vec<(usize, usize)>], sample: u32, count: usize) -> Self {
         let stages = problem.layout.stages as usize;
-        let rank = |stage: usize| problem.layout.rank_of(ChunkId::new(stage as u32, sample)) as usize;
-        let costs: Vec<Costs> = (0..stages).map(|stage| Costs::new(problem, &on_rank[rank(stage)], stage)).collect();
         let stage_of = |step: usize| step.min(2 * stages - 1 - step);
+        let ranks: Vec<usize> = (0..problem.layout.stages)
+            .map(|stage| problem.layout.rank_of(ChunkId::new(stage, sample)) as usize)
+            .collect();
+        let costs: Vec<Costs> = (0..stages).map(|stage| Costs::new(problem, &on_rank[ranks[stage]], stage)).collect();
+        let mut steps_of = vec![Vec::new(); on_rank.len()];
+        (0..2 * stages).for_each(|step| steps_of[ranks[stage_of(step)]].push(step));
+
         let step = |at: usize| {
             let stage = stage_of(at);
-            let on_its_rank = |other: &usize| rank(stage_of(*other)) == rank(stage);
             let hop = match at {
                 0 => Nanos::ZERO,
                 _ if at == stages => Nanos::ZERO,
                 _ if at < stages => problem.hop(stage as u32 - 1, sample),
                 _ => problem.hop(stage as u32, sample),
             };
+            let (cost, on_its_rank) = (&costs[stage], &steps_of[ranks[stage]]);
+            let (before, from) = on_its_rank.split_at(on_its_rank.partition_point(|&other| other < at));
             Step {
-                rank: rank(stage),
+                rank: ranks[stage],
                 stage,
                 hop,
-                least: if at < stages { costs[stage].forward } else { costs[stage].input },
-                before: (0..at).rev().filter(on_its_rank).take(NEAR).collect(),
-                behind: (at + 1..2 * stages).filter(on_its_rank).take(NEAR).collect(),
+                least: if at < stages { cost.forward } else { cost.input },
+                pair: if at < stages { cost.forward_pair } else { cost.backward_pair },
+                before: before.iter().rev().copied().take(NEAR).collect(),
+                behind: from.iter().skip(1).copied().take(NEAR).collect(),
+                slots: Vec::new(),
             }
         };
-        let chunk = |stage: usize| {
-            // The micro-batch holds its chunks of earlier stages on the rank, too, when it comes to this one.
-            let held = (0..=stage).filter(|&other| rank(other) == rank(stage));
-            let (slots, slots_for_weights) = slots(problem, rank(stage), held, stage);
-            let Costs { shares, shares_off_forward, backward, .. } = costs[stage];
-            Chunk { shares, shares_off_forward, backward, slots, slots_for_weights }
-        };
-        Self { count, steps: (0..2 * stages).map(step).collect(), chunks: (0..stages).map(chunk).collect() }
+        let steps: Vec<Step> = (0..2 * stages).map(step).collect();
+        let reach = steps.iter().scan(Nanos::ZERO, |end, step| {
+            let start = *end + step.hop;
+            *end = start + step.least;
+            Some(start)
+        });
+        let reach = reach.collect();
+        let chunks = costs.iter().map(|cost| Chunk {
+            shares: cost.shares,
+            shares_off_forward: cost.shares_off_forward,
+            backward: cost.backward,
+            slots_for_weights: None,
+        });
+        let mut line = Self { count, steps, reach, chunks: chunks.collect() };
+        if let Some(memory) = &problem.memory {
+            for (rank, steps) in steps_of.iter().enumerate() {
+                // The first half are F.
+                line.set_slots(memory, memory.limits[rank], &steps[..steps.len() / 2]);
+            }
+        }
+        line
+    }
+
+    /// How far F may be ahead of I and of W, by memory alone. `on_rank`: the line's stages on a rank, ascending.
+    ///
+    /// Let F of stage s start for micro-batch k, and j be the first micro-batch whose I of stage t ≥ s has not ended. Then j, …, k
+    /// hold their chunks of s and of the stages before it. And j holds one more of each stage from there to t, or must once: it has
+    /// come to t or must come there, and nothing of j, …, k goes before. So (k + 1 - j) Σ before + Σ from there ≤ limit.
+    ///
+    /// With W it is simpler. Even if k is the only one whose I has not ended, those that wait for their W hold `for_weights` each.
+    fn set_slots(&mut self, memory: &Memory, limit: u64, on_rank: &[usize]) {
+        let mut before = 0_u64;
+        for (at, &stage) in on_rank.iter().enumerate() {
+            let StageMemory { activation, for_weights } = memory.stages[stage];
+            before = before.saturating_add(activation);
+            let mut from_there = 0_u64;
+            for (nth, &until) in on_rank[at..].iter().take(NEAR).enumerate() {
+                if nth > 0 {
+                    from_there = from_there.saturating_add(memory.stages[until].activation);
+                }
+                let count = limit.checked_sub(from_there).and_then(|rest| rest.checked_div(before));
+                // Where not even one fits there is no timetable, and nothing to bound.
+                let Some(count) = count.map(whole).filter(|&count| count > 0) else { continue };
+                let input = self.input(until);
+                self.steps[stage].slots.push(Slots { step: input, count });
+                self.steps[input].slots.push(Slots { step: stage, count });
+            }
+            let waiting = limit.checked_sub(before).and_then(|rest| rest.checked_div(for_weights.min(activation)));
+            self.chunks[stage].slots_for_weights = waiting.map(|waiting| whole(waiting).saturating_add(1));
+        }
     }
 
     /// Stages of the line.
@@ -137,8 +199,12 @@ impl Line {
     }
 }
 
+/// As a count of micro-batches, which are never more than fit into a `usize`.
+fn whole(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
 /// The least that actions of a stage take on a rank.
-#[derive(Clone, Copy)]
 struct Costs {
     /// Actions that have F.
     forward: Nanos,
@@ -146,29 +212,37 @@ struct Costs {
     input: Nanos,
     /// I and W, from the start of the action that has I.
     backward: Nanos,
+    /// Pairs that have F.
+    forward_pair: Nanos,
+    /// Pairs that have the backward.
+    backward_pair: Nanos,
     shares: Shares,
     shares_off_forward: Shares,
 }
 
 impl Costs {
     fn new(problem: &Problem, on_rank: &[(usize, usize)], stage: usize) -> Self {
-        let least = |values: &mut dyn Iterator<Item = Nanos>| values.min().unwrap_or(Nanos(u64::MAX));
         let beside = || on_rank.iter().map(|&(_, other)| other);
+        let least = |of: &dyn Fn(usize) -> Nanos| beside().map(of).min().unwrap_or(Nanos(u64::MAX));
         let pair = |f: usize, b: usize| problem.pair_cost(f as u32, b as u32);
-        let forward = |f: usize| problem.stages[f].f.min(least(&mut beside().map(|b| pair(f, b))));
         let apart = |b: usize| problem.stages[b].b.min(problem.stages[b].i + problem.stages[b].w);
-        let backward = |b: usize| apart(b).min(least(&mut beside().map(|f| pair(f, b))));
+        // Of any F and backward of the rank, the least in or out of a pair with this stage's.
+        let forward = |f: usize| problem.stages[f].f.min(pair(f, stage));
+        let backward = |b: usize| apart(b).min(pair(stage, b));
 
         let cost = &problem.stages[stage];
-        let input = cost.i.min(cost.b).min(least(&mut beside().map(|f| pair(f, stage))));
-        let beside_forward = least(&mut beside().map(|f| pair(f, stage).saturating_sub(forward(f))));
-        let beside_backward = least(&mut beside().map(|b| pair(stage, b).saturating_sub(backward(b))));
+        let (forward_pair, backward_pair) = (least(&|b| pair(stage, b)), least(&|f| pair(f, stage)));
+        let input = cost.i.min(cost.b).min(backward_pair);
+        let both = apart(stage).min(least(&|f| pair(f, stage).saturating_sub(forward(f))));
+        let f_off = cost.f.min(least(&|b| pair(stage, b).saturating_sub(backward(b))));
         Self {
-            forward: forward(stage),
+            forward: cost.f.min(forward_pair),
             input,
-            backward: backward(stage),
-            shares: Shares::new(forward(stage), apart(stage).min(beside_forward), input),
-            shares_off_forward: Shares::new(cost.f.min(beside_backward), backward(stage), input),
+            backward: apart(stage).min(backward_pair),
+            forward_pair,
+            backward_pair,
+            shares: Shares::new(cost.f.min(forward_pair), both, input),
+            shares_off_forward: Shares::new(f_off, apart(stage).min(backward_pair), input),
         }
     }
 }
@@ -178,25 +252,4 @@ impl Shares {
         let i = input.min(both);
         Self { f, i, w: both.saturating_sub(i) }
     }
-}
-
-/// How far F of a stage may be ahead of its I and of its W, by memory alone. `held`: the stages whose chunks a micro-batch
-/// holds on the rank when F of `stage` starts.
-///
-/// When F of micro-batch k starts, k + 1 of them have come, and those whose I has not ended hold all of `held`: at most
-/// limit / Σ activation can. Even if only this one does, those that wait for their W hold `for_weights` each.
-fn slots(
-    problem: &Problem,
-    rank: usize,
-    held: impl Iterator<Item = usize>,
-    stage: usize,
-) -> (Option<usize>, Option<usize>) {
-    let Some(memory) = &problem.memory else { return (None, None) };
-    let limit = memory.limits[rank];
-    let activations = held.fold(0_u64, |sum, stage| sum.saturating_add(memory.stages[stage].activation));
-    let for_weights = memory.stages[stage].for_weights.min(memory.stages[stage].activation);
-    let slots = |of: u64, each: u64| of.checked_div(each).and_then(|slots| usize::try_from(slots).ok());
-    // Where not even one chunk fits there is no timetable, and nothing to bound.
-    let Some(rest) = limit.checked_sub(activations) else { return (None, None) };
-    (slots(limit, activations), slots(rest, for_weights).map(|slots| slots.saturating_add(1)))
 }

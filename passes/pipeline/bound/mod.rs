@@ -1,80 +1,106 @@
 //! What no timetable can beat.
+//!
+//! A bound over every timetable of the same placement and costs that keeps the memory limits: backwards whole or split, any
+//! forward overlapped with any backward of its rank, W anywhere. It is proved, and no estimate of what can be reached.
+//!
+//! - [`lines`]: what is bounded: the ways of micro-batches, which are interchangeable, and the least that actions take.
+//! - [`heads`], [`tails`]: the least time before and behind every step of every micro-batch.
+//! - [`one_machine`]: a rank as one machine with heads and tails.
+//! - [`trade`]: a rank's work, where what fills the ends of its time is not overlapped.
+//! - [`crowd`]: Little's law: what chunks hold, and how long.
+//! - [`known`]: all of these on the supposition that a timetable is no longer than some makespan, which limits how many actions can be
+//!   outside of pairs, which makes heads and tails longer, and so on; until nothing changes, or the supposition is refuted.
 
 mod block;
-mod ends;
+mod crowd;
 mod heads;
+mod known;
 mod lines;
 mod one_machine;
+mod pairs;
 mod tails;
+mod trade;
 
-pub(super) use heads::{Heads, Progress};
+pub(super) use heads::{Alone, Heads, Progress};
+pub(super) use known::{Known, chains};
 pub(super) use lines::{Line, Lines};
+pub(super) use one_machine::machines;
 pub(super) use tails::Tails;
 
 use crate::ir::Problem;
 use crate::units::Nanos;
-use lines::Shares;
-use one_machine::{Job, preemptive};
+use trade::Trade;
 
-/// A makespan that no timetable over the problem's placement is below.
+/// A makespan that no timetable over the problem's placement is below. If memory lets no timetable through, it is any number.
+///
+/// About linear in the number of chunks.
 pub fn lower_bound(problem: &Problem) -> Nanos {
+    bounds(problem).best()
+}
+
+/// Lower bounds of the makespan, by the argument behind them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The way of a micro-batch, with all that must come before and behind it on its ranks, and with what it waits for where memory is
+    /// full.
+    pub way: Nanos,
+    /// A rank that runs its actions one after the other, none before what it reads can be there.
+    pub machine: Nanos,
+    /// A rank's work, and its idle time at the ends.
+    pub work: Nanos,
+    /// What can be refuted beyond the others.
+    pub refuted: Nanos,
+}
+
+impl Bounds {
+    /// The largest.
+    pub fn best(&self) -> Nanos {
+        self.way.max(self.machine).max(self.work).max(self.refuted)
+    }
+}
+
+/// The bounds of which [`lower_bound`] is the largest.
+pub fn bounds(problem: &Problem) -> Bounds {
     let layout = &problem.layout;
     if layout.micro_batches == 0 || layout.stages == 0 {
-        return Nanos::ZERO;
+        return Bounds::default();
     }
     let lines = Lines::new(problem);
-    let mut heads: Vec<Heads> = lines.lines.iter().map(Heads::new).collect();
-    let tails: Vec<Tails> = (0..lines.lines.len()).map(|at| Tails::new(&lines, at)).collect();
-    let progress = Progress::none(&lines);
-    for (at, heads) in heads.iter_mut().enumerate() {
-        heads.fill(&lines, at, &progress);
-    }
-    ends::lower_bound(problem)
-        .max(chains(&lines, &heads, &tails, &progress))
-        .max(machines(&lines, &heads, &tails, &progress))
+    let known = Known::of_all(&lines);
+    let progress = Progress::none(&lines, known.alone.clone());
+    let mut bounds = Bounds {
+        way: chains(&lines, &known.heads, &known.tails, &progress),
+        machine: machines(&lines, &known.heads, &known.tails, &progress),
+        work: known.trades(problem, &lines).iter().map(Trade::bound).max().unwrap_or(Nanos::ZERO),
+        refuted: Nanos::ZERO,
+    };
+    bounds.refuted = refute_from(problem, &lines, bounds.best());
+    bounds
 }
 
-/// The longest head and tail of a step.
-pub(super) fn chains(lines: &Lines, heads: &[Heads], tails: &[Tails], progress: &Progress) -> Nanos {
-    let mut bound = Nanos::ZERO;
-    for (at, line) in lines.lines.iter().enumerate() {
-        for (s, step) in line.steps.iter().enumerate() {
-            for k in progress.steps[at][s]..line.count {
-                let start = heads[at].end(s, k).saturating_sub(step.least);
-                bound = bound.max(start + tails[at].start(s, line.count - 1 - k));
-            }
-        }
-    }
-    bound
-}
+/// The first step up from a bound is a part in so many, and twice as long each time.
+const FIRST_STEP: u64 = 1024;
 
-/// One machine per rank.
-pub(super) fn machines(lines: &Lines, heads: &[Heads], tails: &[Tails], progress: &Progress) -> Nanos {
-    let mut bound = Nanos::ZERO;
-    let mut jobs = Vec::new();
-    for chunks in &lines.on_rank {
-        for off_forward in [false, true] {
-            jobs.clear();
-            for &(at, stage) in chunks {
-                let line = &lines.lines[at];
-                let chunk = &line.chunks[stage];
-                let Shares { f, i, w } = if off_forward { chunk.shares_off_forward } else { chunk.shares };
-                for (step, work) in [(stage, f), (line.input(stage), i)] {
-                    let least = line.steps[step].least;
-                    jobs.extend((progress.steps[at][step]..line.count).map(|k| Job {
-                        head: heads[at].end(step, k).saturating_sub(least),
-                        work,
-                        tail: tails[at].start(step, line.count - 1 - k).saturating_sub(least),
-                    }));
-                }
-                jobs.extend((progress.weights[at][stage]..line.count).map(|k| Job {
-                    head: heads[at].weights_release(line, stage, k),
-                    work: w,
-                    tail: tails[at].weights_end(stage, line.count - 1 - k),
-                }));
-            }
-            bound = bound.max(preemptive(&mut jobs));
+/// The search ends when it knows the least makespan that it cannot refute to a part in so many.
+const ACCURACY: u64 = 4096;
+
+/// The largest makespan found such that no timetable is below it, where none is below `bound`.
+fn refute_from(problem: &Problem, lines: &Lines, bound: Nanos) -> Nanos {
+    let is_refuted = |within, proved| Known::within(problem, lines, within, proved).is_none();
+    let (mut proved, mut step) = (bound, Nanos((bound.0 / FIRST_STEP).max(1)));
+    // Up to the first that is not refuted; `open` is at least that long.
+    let mut open = proved + step;
+    while open < Nanos(u64::MAX) && is_refuted(open.saturating_sub(Nanos(1)), proved) {
+        (proved, step) = (open, step * 2);
+        open = proved + step;
+    }
+    while open.saturating_sub(proved).0 > bound.0 / ACCURACY + 1 {
+        let middle = proved + Nanos(open.saturating_sub(proved).0 / 2);
+        if is_refuted(middle.saturating_sub(Nanos(1)), proved) {
+            proved = middle;
+        } else {
+            open = middle;
         }
     }
-    bound
+    proved
 }

@@ -2,23 +2,60 @@
 
 use std::collections::BinaryHeap;
 
+use super::heads::{Heads, Progress};
+use super::lines::{Lines, Shares};
+use super::tails::Tails;
 use crate::units::Nanos;
+
+/// No timetable is shorter, as each rank runs what is not done one after the other.
+///
+/// Each action is cut into the shares of I, F and W, in that order. So each share lies within its action, the head of F and I is
+/// that of the action, and behind the share of I comes at least what must come behind I.
+pub(in crate::passes::pipeline) fn machines(lines: &Lines, heads: &Heads, tails: &Tails, progress: &Progress) -> Nanos {
+    let mut bound = Nanos::ZERO;
+    let mut jobs = Vec::new();
+    for chunks in &lines.on_rank {
+        for off_forward in [false, true] {
+            jobs.clear();
+            for &(at, stage) in chunks {
+                let line = &lines.lines[at];
+                let chunk = &line.chunks[stage];
+                let Shares { f, i, w } = if off_forward { chunk.shares_off_forward } else { chunk.shares };
+                for (step, work) in [(stage, f), (line.input(stage), i)] {
+                    jobs.extend((progress.steps[at][step]..line.count).map(|k| Job {
+                        head: heads.start(at, step, k),
+                        work,
+                        tail: tails.share_end(at, step, line.count - 1 - k),
+                    }));
+                }
+                jobs.extend((progress.weights[at][stage]..line.count).map(|k| Job {
+                    head: heads.weights_start(lines, at, stage, k),
+                    work: w,
+                    tail: tails.weights_end(at, stage, line.count - 1 - k),
+                }));
+            }
+            bound = bound.max(preemptive(&mut jobs));
+        }
+    }
+    bound
+}
 
 /// A job of one machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Job {
+struct Job {
     /// It cannot start before.
-    pub head: Nanos,
+    head: Nanos,
     /// How long it takes.
-    pub work: Nanos,
+    work: Nanos,
     /// So much must follow its end.
-    pub tail: Nanos,
+    tail: Nanos,
 }
 
 /// The least time in which all tails can have ended, if the machine may leave a job and come back to it: it always runs, of
 /// the jobs that are there, one with the longest tail. No schedule is shorter, with or without leaving jobs.
-pub(super) fn preemptive(jobs: &mut [Job]) -> Nanos {
+fn preemptive(jobs: &mut [Job]) -> Nanos {
     jobs.sort_unstable();
+    // Tail, and work that is left.
     let mut waiting: BinaryHeap<(Nanos, Nanos)> = BinaryHeap::new();
     let (mut now, mut bound) = (Nanos::ZERO, Nanos::ZERO);
     let mut coming = jobs.iter().peekable();
@@ -41,6 +78,33 @@ pub(super) fn preemptive(jobs: &mut [Job]) -> Nanos {
                 now = end;
                 bound = bound.max(end + tail);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any set of jobs needs its least head, all its work, and its least tail; and the largest such sum is the optimum (Carlier 1982).
+    #[test]
+    fn is_the_largest_sum_over_all_sets() {
+        let mut state = 7_u64;
+        let mut below = |limit: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Nanos((state >> 33) % limit)
+        };
+        for _ in 0..400 {
+            let count = 1 + below(8).0 as usize;
+            let mut jobs: Vec<Job> =
+                (0..count).map(|_| Job { head: below(20), work: below(6), tail: below(20) }).collect();
+            let sum = |set: u32| {
+                let of_set = || jobs.iter().enumerate().filter(move |(at, _)| set >> at & 1 == 1).map(|(_, job)| job);
+                let work: Nanos = of_set().map(|job| job.work).sum();
+                of_set().map(|job| job.head).min().unwrap() + work + of_set().map(|job| job.tail).min().unwrap()
+            };
+            let best = (1..1_u32 << count).map(sum).max().unwrap();
+            assert_eq!(preemptive(&mut jobs), best, "{jobs:?}");
         }
     }
 }

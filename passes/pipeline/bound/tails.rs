@@ -1,88 +1,180 @@
-//! Tails: how long everything goes on, at least, from the start of a step.
+//! Tails: how long everything goes on, at least, from the start or end of a step.
 
 use super::block::Block;
-use super::lines::{Line, Lines};
+use super::heads::Alone;
+use super::lines::{Line, Lines, Step};
+use super::pairs::{Partners, Run};
 use crate::units::Nanos;
 
-/// Least times of one line. Micro-batches are counted from the last: 0 is the one that comes last to a step.
-pub(in crate::passes::pipeline) struct Tails {
+/// Least times: [`Heads`](super::heads::Heads) with time turned round.
+pub(in crate::passes::pipeline) struct Tails(Vec<Times>);
+
+/// Those of one line. Micro-batches are counted from the last: 0 is the one that comes last to a step.
+struct Times {
     count: usize,
-    /// Per step and micro-batch, from the start of the action that has it to the end of everything.
+    /// Per step and micro-batch: from the start of the action that has it.
     starts: Vec<Nanos>,
-    /// Per stage and micro-batch, from the end of W to the end of everything.
+    /// The same: from its end.
+    ends: Vec<Nanos>,
+    /// The same: from the end of the step's share, with which the action begins if it is an I.
+    shares: Vec<Nanos>,
+    /// Per stage and micro-batch: from the end of W.
     weights: Vec<Nanos>,
 }
 
+/// What comes behind a step on its rank, as far as it is filled.
+struct Behind {
+    block: Block,
+    run: Run,
+    partners: Partners,
+}
+
 impl Tails {
-    /// From the start of the action that has `step`, of the `q`-th micro-batch from the last.
-    pub fn start(&self, step: usize, q: usize) -> Nanos {
-        self.starts[step * self.count + q]
+    /// From the start of the action that has a step, of the `q`-th from the last.
+    pub fn start(&self, line: usize, step: usize, q: usize) -> Nanos {
+        self.0[line].starts[step * self.0[line].count + q]
+    }
+
+    /// From the end of the action that has a step.
+    pub fn end(&self, line: usize, step: usize, q: usize) -> Nanos {
+        self.0[line].ends[step * self.0[line].count + q]
+    }
+
+    /// From the end of the share of a step.
+    pub fn share_end(&self, line: usize, step: usize, q: usize) -> Nanos {
+        self.0[line].shares[step * self.0[line].count + q]
     }
 
     /// From the end of the `q`-th W of a stage from the last.
-    pub fn weights_end(&self, stage: usize, q: usize) -> Nanos {
-        self.weights[stage * self.count + q]
+    pub fn weights_end(&self, line: usize, stage: usize, q: usize) -> Nanos {
+        self.0[line].weights[stage * self.0[line].count + q]
     }
 
-    /// Computes them: [`Heads`](super::heads::Heads) with time turned round. Linear in steps × micro-batches.
-    ///
-    /// Behind a step come, each at least so long: the next step with its message; W behind I; the F that waits for the
-    /// memory which it leaves; and one machine's time for everything that comes behind it on the rank, which is: the same step
-    /// of later micro-batches, later steps of this one, their W, and all steps of a micro-batch that waits for the memory.
-    pub fn new(lines: &Lines, at: usize) -> Self {
-        let line = &lines.lines[at];
-        let mut tails = Self {
+    /// Computes them, if on each rank so many may be alone. Linear in steps × micro-batches.
+    pub fn new(lines: &Lines, alone: &[Alone]) -> Self {
+        let times = |line: &Line| Times {
             count: line.count,
             starts: vec![Nanos::ZERO; line.steps.len() * line.count],
+            ends: vec![Nanos::ZERO; line.steps.len() * line.count],
+            shares: vec![Nanos::ZERO; line.steps.len() * line.count],
             weights: vec![Nanos::ZERO; line.stages() * line.count],
         };
-        let mut blocks = vec![Block::new(Nanos::ZERO); line.steps.len()];
-        for q in 0..line.count {
-            for (at, step) in line.steps.iter().enumerate().rev() {
-                let chunk = &line.chunks[step.stage];
-                let mut block = blocks[at];
-                let mut tail = Nanos::ZERO;
-                if let Some(next) = line.steps.get(at + 1) {
-                    tail = next.hop + tails.start(at + 1, q);
-                }
-                if q > 0 {
-                    tails.add(&mut block, line, at, q - 1);
-                }
-                for &behind in step.behind.iter().rev() {
-                    tails.add(&mut block, line, behind, q);
-                    tails.add_weights(&mut block, line, behind, q);
-                }
-                if at >= line.stages() {
-                    if let Some(waits) = chunk.slots_for_weights.and_then(|slots| q.checked_sub(slots)) {
-                        tails.weights[step.stage * line.count + q] = tails.start(step.stage, waits);
+        let behind = |step: &Step| Behind {
+            block: Block::new(Nanos::ZERO),
+            run: Run::default(),
+            partners: Partners::new(lines.on_rank[step.rank].len()),
+        };
+        let mut behind: Vec<Vec<Behind>> =
+            lines.lines.iter().map(|line| line.steps.iter().map(behind).collect()).collect();
+        let mut tails = Self(lines.lines.iter().map(times).collect());
+        let to = lines.lines.iter().map(|line| line.count).max().unwrap_or(0);
+        for q in 0..to {
+            for (at, line) in lines.lines.iter().enumerate().filter(|(_, line)| q < line.count) {
+                for step in (0..line.steps.len()).rev() {
+                    let stage = line.steps[step].stage;
+                    if step >= line.stages() {
+                        let end = tails.weights(line, at, stage, q);
+                        tails.0[at].weights[stage * line.count + q] = end;
                     }
-                    tails.add_weights(&mut block, line, at, q);
-                    let weights_lag = chunk.backward.saturating_sub(step.least);
-                    tail = tail.max(weights_lag + tails.weights_end(step.stage, q));
-                    if let Some(waits) = chunk.slots.and_then(|slots| q.checked_sub(slots)) {
-                        tail = tail.max(tails.start(step.stage, waits));
-                        let within = step.before.iter().filter(|&&before| before >= step.stage);
-                        within.for_each(|&before| tails.add(&mut block, line, before, waits));
-                    }
+                    let (start, end, share) = tails.step(lines, alone, (at, step, q), &mut behind[at][step]);
+                    let times = &mut tails.0[at];
+                    times.starts[step * line.count + q] = start;
+                    times.ends[step * line.count + q] = end;
+                    times.shares[step * line.count + q] = share;
                 }
-                blocks[at] = block;
-                tails.starts[at * line.count + q] = step.least + tail.max(block.end());
             }
         }
         tails
     }
 
-    fn add(&self, block: &mut Block, line: &Line, step: usize, q: usize) {
+    /// From the end of W. Behind it come the W of later micro-batches, and the F that waits for the memory which it leaves.
+    fn weights(&self, line: &Line, at: usize, stage: usize, q: usize) -> Nanos {
+        let chunk = &line.chunks[stage];
+        let later = q.checked_sub(1).map(|later| self.weights_end(at, stage, later) + chunk.shares.w);
+        let waits = chunk.slots_for_weights.and_then(|slots| q.checked_sub(slots));
+        later.into_iter().chain(waits.map(|waits| self.start(at, stage, waits))).max().unwrap_or(Nanos::ZERO)
+    }
+
+    /// From the start of a step, from its end, and from that of its share. Behind it come: the next step with its
+    /// message; the F that waits for the memory which it leaves; the same step of later micro-batches; all that comes behind
+    /// it on the rank, which is: the same step of later micro-batches, later steps of this one, their W, and all steps of a
+    /// micro-batch that waits for the memory; and, if not all can be alone, pairs.
+    fn step(
+        &self,
+        lines: &Lines,
+        alone: &[Alone],
+        (at, step, q): (usize, usize, usize),
+        behind: &mut Behind,
+    ) -> (Nanos, Nanos, Nanos) {
+        let line = &lines.lines[at];
+        let own = &line.steps[step];
+        let mut end = line.steps.get(step + 1).map_or(Nanos::ZERO, |next| next.hop + self.start(at, step + 1, q));
+        if q > 0 {
+            end = end.max(self.start(at, step, q - 1));
+            self.add(&mut behind.block, line, (at, step, q - 1));
+        }
+        for &later in own.behind.iter().rev() {
+            self.add(&mut behind.block, line, (at, later, q));
+            self.add_weights(&mut behind.block, line, (at, later, q));
+        }
+        let mut share = Nanos::ZERO;
+        if step >= line.stages() {
+            for slots in &own.slots {
+                let Some(waits) = q.checked_sub(slots.count) else { continue };
+                end = end.max(self.start(at, slots.step, waits));
+                if slots.step == own.stage {
+                    let within = own.before.iter().filter(|&&within| within >= slots.step);
+                    within.for_each(|&within| self.add(&mut behind.block, line, (at, within, waits)));
+                }
+            }
+            // Its own W may be in the same action.
+            self.add_weights(&mut behind.block, line, (at, step, q));
+            let lag = line.chunks[own.stage].backward.saturating_sub(own.least);
+            share = behind.block.end().max(lag + self.weights_end(at, own.stage, q));
+        } else {
+            end = end.max(behind.block.end());
+        }
+        share = share.max(end);
+
+        let alone = alone[own.rank];
+        let mut start = own.least + share;
+        if step >= line.stages() {
+            let coming = (own.behind.len() + 1) * (q + 1);
+            if coming > alone.backwards {
+                let partner = |class: usize, taken: usize| {
+                    let (at, stage) = lines.on_rank[own.rank][class];
+                    // What is not filled yet goes on no shorter than what is.
+                    let filled = taken.min(q.saturating_sub(1));
+                    (taken < lines.lines[at].count).then(|| match q {
+                        0 => Nanos::ZERO,
+                        _ => self.end(at, stage, filled),
+                    })
+                };
+                let partner = behind.partners.nth(coming - alone.backwards, partner);
+                end = end.max(partner);
+                share = share.max(end);
+                start = start.max(own.least + share).max(partner + own.pair);
+            }
+        }
+        let limit = if step < line.stages() { alone.forwards } else { alone.backwards };
+        if let Some(last) = q.checked_sub(limit) {
+            let last = if last == q { end } else { self.end(at, step, last) };
+            start = start.max(behind.run.extend(last, own.pair) + own.least * limit as u64);
+        }
+        (start, end, share)
+    }
+
+    fn add(&self, block: &mut Block, line: &Line, (at, step, q): (usize, usize, usize)) {
         let shares = &line.chunks[line.steps[step].stage].shares;
         let share = if step < line.stages() { shares.f } else { shares.i };
-        block.add(self.start(step, q).saturating_sub(line.steps[step].least), share);
+        block.add(self.share_end(at, step, q), share);
     }
 
     /// W of the stage whose I is `step`, if it is an I.
-    fn add_weights(&self, block: &mut Block, line: &Line, step: usize, q: usize) {
+    fn add_weights(&self, block: &mut Block, line: &Line, (at, step, q): (usize, usize, usize)) {
         let stage = line.steps[step].stage;
         if step >= line.stages() {
-            block.add(self.weights_end(stage, q), line.chunks[stage].shares.w);
+            block.add(self.weights_end(at, stage, q), line.chunks[stage].shares.w);
         }
     }
 }

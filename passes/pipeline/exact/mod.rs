@@ -1,13 +1,19 @@
 //! The shortest timetable of a small problem, by branch and bound.
+//!
+//! Timetables are built action by action, each as soon as it can start ([`state`]). What may come next is cut down to what some
+//! shortest timetable must have ([`moves`]); partial timetables that are nowhere earlier than one seen before are left out
+//! ([`seen`]); and so are those whose rest cannot be short enough, by the bounds of [`lower_bound`] for that rest.
+//!
+//! It is meant for some hundreds of actions. Larger problems run into the limit, and then only the bound counts.
 
 mod moves;
 mod seen;
 mod state;
 
+use super::bound::{Known, Lines, lower_bound};
+use super::replay;
 use crate::ir::{Problem, Timetable};
 use crate::units::Nanos;
-
-use super::bound::lower_bound;
 use moves::{Rules, What};
 use seen::Seen;
 use state::State;
@@ -15,9 +21,9 @@ use state::State;
 /// What [`exact`] has found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exact {
-    /// No timetable is shorter than what was given.
+    /// No timetable is shorter than what was given, or memory lets none through at all.
     NoneShorter,
-    /// This one is, and none is shorter than it.
+    /// This one is shorter than what was given, and none is shorter than it.
     Optimal(Timetable),
     /// The limit ended the search.
     Open {
@@ -28,22 +34,47 @@ pub enum Exact {
     },
 }
 
-/// Looks for a timetable that keeps the problem's memory and is shorter than `below`. `nodes`: the most partial timetables that it
-/// looks at.
+/// If the limit ends the search, as many nodes again go into so many smaller questions: whether there is a timetable halfway between
+/// what is proved and what is found.
+const QUESTIONS: u64 = 8;
+
+/// Looks for timetables that keep the problem's memory limits and are shorter than `below`; without a timetable at hand, that
+/// is `Nanos(u64::MAX)`. It looks at `nodes` partial timetables at most.
+///
+/// Where an F, I, B or pair takes no time at all, it may stay open.
 pub fn exact(problem: &Problem, below: Nanos, nodes: u64) -> Exact {
-    let bound = lower_bound(problem);
-    if bound >= below {
+    if problem.layout.micro_batches == 0 || problem.layout.stages == 0 {
         return Exact::NoneShorter;
     }
-    let below = below.min(everything(problem) + Nanos(1));
-    let state = State::new(problem);
-    let mut search = Search { rules: Rules::new(&state), state, best: below, found: None, bound, nodes };
-    let done = search.run();
-    match (done, search.found) {
-        (true, None) => Exact::NoneShorter,
-        (true, Some(found)) => Exact::Optimal(found),
-        (false, found) => Exact::Open { found, bound },
+    let mut least = below.min(everything(problem) + Nanos(1));
+    let mut bound = lower_bound(problem);
+    let mut best = match search(problem, least, bound, nodes.div_ceil(2)) {
+        Exact::Open { found, .. } => found,
+        closed => return closed,
+    };
+    // The least makespan that is found or was asked for, or that could not be proved to be too short.
+    least = best.as_ref().map_or(least, |found| makespan(problem, found));
+    for _ in 0..QUESTIONS {
+        let middle = bound + Nanos(least.saturating_sub(bound).0 / 2);
+        if middle <= bound {
+            break;
+        }
+        match search(problem, middle, bound, nodes / 2 / QUESTIONS) {
+            Exact::NoneShorter => bound = middle,
+            Exact::Optimal(found) => return Exact::Optimal(found),
+            Exact::Open { found: None, .. } => least = middle,
+            Exact::Open { found: Some(found), .. } => {
+                least = makespan(problem, &found);
+                best = Some(found);
+            }
+        }
     }
+    Exact::Open { found: best, bound }
+}
+
+/// Of a timetable that the search has made.
+fn makespan(problem: &Problem, timetable: &Timetable) -> Nanos {
+    replay(problem, timetable).map_or(Nanos(u64::MAX), |replay| replay.makespan)
 }
 
 /// All costs and messages, one after another. If memory allows a timetable, it allows one that is no longer: the same order with
@@ -56,8 +87,27 @@ fn everything(problem: &Problem) -> Nanos {
     stages.sum::<Nanos>() + hops.sum::<Nanos>()
 }
 
+/// One search, for timetables that are shorter than `below`. None is shorter than `bound`.
+fn search(problem: &Problem, below: Nanos, bound: Nanos, nodes: u64) -> Exact {
+    if bound >= below {
+        return Exact::NoneShorter;
+    }
+    let lines = Lines::new(problem);
+    let Some(known) = Known::within(problem, &lines, below.saturating_sub(Nanos(1)), bound) else {
+        return Exact::NoneShorter;
+    };
+    let state = State::new(problem, lines, known);
+    let mut search = Search { problem, rules: Rules::new(&state), state, best: below, found: None, bound, nodes };
+    match (search.run(), search.found) {
+        (true, None) => Exact::NoneShorter,
+        (true, Some(found)) => Exact::Optimal(found),
+        (false, found) => Exact::Open { found, bound },
+    }
+}
+
 /// A search under way.
 struct Search<'a> {
+    problem: &'a Problem,
     rules: Rules,
     state: State<'a>,
     /// Only what is shorter counts.
@@ -86,22 +136,36 @@ impl Search<'_> {
             }
             self.nodes -= 1;
             self.state.apply(next);
-            // One that has waited is worse than before, by itself.
+            // One that has waited is nowhere earlier than it was before, which has been seen.
             let new = next.what == What::Wait || seen.is_new(&self.state);
             if !new || self.state.bound(self.best) >= self.best {
                 self.state.undo();
             } else if self.state.is_whole() {
-                let makespan = self.state.makespan();
-                if makespan < self.best {
-                    (self.best, self.found) = (makespan, Some(self.state.timetable()));
-                    if makespan <= self.bound {
-                        return true;
-                    }
+                if !self.take() {
+                    return true;
                 }
                 self.state.undo();
             } else {
                 untried.push(self.rules.moves(&self.state));
             }
+        }
+        true
+    }
+
+    /// Takes the whole timetable, if it is shorter. Whether there may be shorter ones still.
+    fn take(&mut self) -> bool {
+        let makespan = self.state.makespan();
+        if makespan >= self.best {
+            return true;
+        }
+        (self.best, self.found) = (makespan, Some(self.state.timetable()));
+        if makespan <= self.bound {
+            return false;
+        }
+        let shorter = makespan.saturating_sub(Nanos(1));
+        match Known::within(self.problem, &self.state.lines, shorter, self.bound) {
+            Some(known) => self.state.restrict(known),
+            None => return false,
         }
         true
     }

@@ -1,5 +1,6 @@
 //! What may come next in a partial timetable, and what of it is worth trying (Giffler and Thompson 1960).
 
+use crate::passes::pipeline::bound::Alone;
 use crate::units::Nanos;
 
 use super::state::State;
@@ -34,6 +35,15 @@ impl What {
         match self {
             Self::F(class) | Self::FB(class, _) => Some(class),
             _ => None,
+        }
+    }
+
+    /// What of it is in no pair.
+    pub fn alone(self) -> Alone {
+        match self {
+            Self::F(_) => Alone { forwards: 1, backwards: 0 },
+            Self::B(_) | Self::I(_) => Alone { forwards: 0, backwards: 1 },
+            Self::W(_) | Self::FB(..) | Self::Wait => Alone { forwards: 0, backwards: 0 },
         }
     }
 
@@ -154,7 +164,7 @@ impl Rules {
             match step.checked_sub(1) {
                 None => Some(free),
                 Some(before) if state.progress.steps[line][before] > k => {
-                    Some(free.max(state.heads[line].end(before, k) + hop))
+                    Some(free.max(state.heads.end(line, before, k) + hop))
                 }
                 Some(_) => None,
             }

@@ -37,11 +37,11 @@ fn done(state: &State) -> Vec<u32> {
 /// When ranks are free, and when what they have not read arrives.
 fn times(state: &State) -> Vec<Nanos> {
     let mut times = state.progress.free.clone();
-    for ((line, heads), done) in state.lines.lines.iter().zip(&state.heads).zip(&state.progress.steps) {
+    for (at, (line, done)) in state.lines.lines.iter().zip(&state.progress.steps).enumerate() {
         for (step, to) in line.steps.iter().enumerate().skip(1) {
             if line.steps[step - 1].rank != to.rank {
                 let free = state.progress.free[to.rank];
-                times.extend((done[step]..done[step - 1]).map(|k| free.max(heads.end(step - 1, k) + to.hop)));
+                times.extend((done[step]..done[step - 1]).map(|k| free.max(state.heads.end(at, step - 1, k) + to.hop)));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::ir::{Action, ChunkId, Memory, Problem, StageMemory, Timetable};
-use crate::passes::pipeline::bound::{Heads, Line, Lines, Progress, Tails, chains, machines};
+use crate::passes::pipeline::bound::{Alone, Heads, Known, Line, Lines, Progress, Tails, chains, machines};
 use crate::units::Nanos;
 
 use super::moves::{Class, Move, What};
@@ -13,9 +13,13 @@ pub(super) struct State<'a> {
     pub problem: &'a Problem,
     pub lines: Lines,
     pub progress: Progress,
-    /// Per line: the times of what is done, and the least times of the rest as of the latest [`State::bound`].
-    pub heads: Vec<Heads>,
-    tails: Vec<Tails>,
+    /// The times of what is done, and the least times of the rest as of the latest [`State::bound`].
+    pub heads: Heads,
+    tails: Tails,
+    /// Per rank, how many may be alone in a timetable that is short enough.
+    alone: Vec<Alone>,
+    /// Per rank, how many are.
+    used: Vec<Alone>,
     /// Per rank, what its chunks hold.
     held: Vec<u64>,
     /// In the order in which they were made, with the free time of the rank before.
@@ -23,21 +27,31 @@ pub(super) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Nothing is in it.
-    pub fn new(problem: &'a Problem) -> Self {
-        let lines = Lines::new(problem);
-        let heads = lines.lines.iter().map(Heads::new).collect();
-        let tails = (0..lines.lines.len()).map(|at| Tails::new(&lines, at)).collect();
-        let progress = Progress::none(&lines);
-        let held = vec![0; lines.on_rank.len()];
-        Self { problem, lines, progress, heads, tails, held, made: Vec::new() }
+    /// Nothing is in it. Only timetables count of which this is known.
+    pub fn new(problem: &'a Problem, lines: Lines, known: Known) -> Self {
+        let ranks = lines.on_rank.len();
+        let Known { alone, heads, tails } = known;
+        let progress = Progress::none(&lines, alone.clone());
+        let used = vec![Alone { forwards: 0, backwards: 0 }; ranks];
+        Self { problem, lines, progress, heads, tails, alone, used, held: vec![0; ranks], made: Vec::new() }
+    }
+
+    /// From now on only timetables count of which this is known.
+    pub fn restrict(&mut self, known: Known) {
+        (self.alone, self.tails) = (known.alone, known.tails);
+        for rank in 0..self.alone.len() {
+            self.progress.alone[rank] = self.alone[rank].less(self.used[rank]);
+        }
     }
 
     /// No timetable that continues this one is below it. Not always computed to its end where it is no less than `enough`.
     pub fn bound(&mut self, enough: Nanos) -> Nanos {
-        for (at, heads) in self.heads.iter_mut().enumerate() {
-            heads.fill(&self.lines, at, &self.progress);
+        let too_many =
+            |(used, most): (&Alone, &Alone)| used.forwards > most.forwards || used.backwards > most.backwards;
+        if self.used.iter().zip(&self.alone).any(too_many) {
+            return Nanos(u64::MAX);
         }
+        self.heads.fill(&self.lines, &self.progress);
         let bound = chains(&self.lines, &self.heads, &self.tails, &self.progress);
         if bound >= enough {
             return bound;
@@ -92,17 +106,20 @@ impl<'a> State<'a> {
         self.lines.lines[line].steps[stage].rank
     }
 
-    /// Adds a move, which must be one of the [`moves`](State::moves) now.
+    /// Adds a move, which must be one of those that [`Rules::moves`](super::moves::Rules::moves) gives now.
     pub fn apply(&mut self, next: Move) {
         self.made.push((next, self.progress.free[next.rank]));
         self.progress.free[next.rank] = next.end;
+        self.used[next.rank] = self.used[next.rank].plus(next.what.alone());
+        self.progress.alone[next.rank] = self.alone[next.rank].less(self.used[next.rank]);
         if let Some(class) = next.what.forward() {
-            self.advance(class.0, class.1, next.end);
+            self.advance(class.0, class.1, next);
             self.held[next.rank] += self.holds(class).activation;
         }
         if let Some(class) = next.what.input() {
-            self.advance(class.0, self.lines.lines[class.0].input(class.1), next.end);
-            self.held[next.rank] -= self.holds(class).activation - self.holds(class).for_weights;
+            self.advance(class.0, self.lines.lines[class.0].input(class.1), next);
+            let StageMemory { activation, for_weights } = self.holds(class);
+            self.held[next.rank] = self.held[next.rank] - activation + for_weights;
         }
         if let Some(class) = next.what.weights() {
             self.progress.weights[class.0][class.1] += 1;
@@ -110,9 +127,9 @@ impl<'a> State<'a> {
         }
     }
 
-    fn advance(&mut self, line: usize, step: usize, end: Nanos) {
+    fn advance(&mut self, line: usize, step: usize, made: Move) {
         let done = &mut self.progress.steps[line][step];
-        self.heads[line].set(step, *done, end);
+        self.heads.set(line, step, *done, (made.start, made.end));
         *done += 1;
     }
 
@@ -120,13 +137,16 @@ impl<'a> State<'a> {
     pub fn undo(&mut self) {
         let Some((last, free)) = self.made.pop() else { return };
         self.progress.free[last.rank] = free;
+        self.used[last.rank] = self.used[last.rank].less(last.what.alone());
+        self.progress.alone[last.rank] = self.alone[last.rank].less(self.used[last.rank]);
         if let Some(class) = last.what.weights() {
             self.progress.weights[class.0][class.1] -= 1;
             self.held[last.rank] += self.holds(class).for_weights;
         }
         if let Some(class) = last.what.input() {
             self.progress.steps[class.0][self.lines.lines[class.0].input(class.1)] -= 1;
-            self.held[last.rank] += self.holds(class).activation - self.holds(class).for_weights;
+            let StageMemory { activation, for_weights } = self.holds(class);
+            self.held[last.rank] = self.held[last.rank] - for_weights + activation;
         }
         if let Some(class) = last.what.forward() {
             self.progress.steps[class.0][class.1] -= 1;

@@ -5,10 +5,7 @@ use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{generate, lower_bound, replay};
 use dualweave::units::Nanos;
 
-use small_pipelines::{Draw, SHAPES, Search};
-
-#[path = "common/small_pipelines.rs"]
-mod small_pipelines;
+use crate::small_pipelines::{Draw, SHAPES, Search};
 
 #[test]
 fn no_timetable_of_a_small_instance_is_below_the_bound() {

@@ -1,5 +1,7 @@
 //! Small pipeline problems, and their optima by trying everything.
 
+use std::collections::BTreeMap;
+
 use dualweave::ir::{
     Action, ChunkId, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory,
 };
@@ -20,6 +22,16 @@ pub const SHAPES: [(Placement, u32, u32, u32); 13] = [
     (Placement::V, 2, 2, 1),
     (Placement::Bidirectional, 2, 1, 2),
     (Placement::Bidirectional, 2, 1, 3),
+];
+
+/// Small enough to be searched by [`Search::optimum_by_states`].
+pub const LARGER_SHAPES: [(Placement, u32, u32, u32); 6] = [
+    (Placement::Linear, 2, 1, 4),
+    (Placement::Linear, 3, 1, 3),
+    (Placement::V, 2, 2, 2),
+    (Placement::Loop, 2, 2, 2),
+    (Placement::Bidirectional, 2, 1, 4),
+    (Placement::Bidirectional, 3, 1, 2),
 ];
 
 /// A fixed stream of numbers.
@@ -78,6 +90,8 @@ pub struct Search<'a> {
     /// Per rank, what its chunks hold.
     held: Vec<u64>,
     best: u64,
+    /// If partial timetables are compared: by what is done, the times that were seen.
+    seen: Option<BTreeMap<u128, Vec<Vec<u64>>>>,
 }
 
 impl<'a> Search<'a> {
@@ -90,6 +104,7 @@ impl<'a> Search<'a> {
             free: vec![0; problem.layout.ranks as usize],
             held: vec![0; problem.layout.ranks as usize],
             best: u64::MAX,
+            seen: None,
         }
     }
 
@@ -97,6 +112,42 @@ impl<'a> Search<'a> {
     pub fn optimum(mut self) -> Option<u64> {
         self.extend((0, 0));
         (self.best < u64::MAX).then_some(self.best)
+    }
+
+    /// The same, if micro-batches pass each stage in order, and without what does the same as something seen before and is nowhere
+    /// earlier; only what is shorter than `below`. Chunks are less than 43.
+    pub fn optimum_by_states(mut self, below: u64) -> Option<u64> {
+        (self.seen, self.best) = (Some(BTreeMap::new()), below);
+        self.extend((0, 0));
+        (self.best < below).then_some(self.best)
+    }
+
+    /// Whether nothing seen before did the same and was nowhere later.
+    fn is_new(&mut self) -> bool {
+        let layout = self.problem.layout;
+        let Some(mut seen) = self.seen.take() else { return true };
+        let parts = self.ended.iter().flatten();
+        let done = parts.enumerate().fold(0, |done, (at, end)| done | u128::from(end.is_some()) << at);
+        let mut times = self.free.clone();
+        for chunk in self.chunks() {
+            let (before, after) = (chunk.stage.checked_sub(1), Some(chunk.stage + 1).filter(|&s| s < layout.stages));
+            // What the next stage, or the one before, has not read yet.
+            for (phase, reader) in [(Phase::F, after), (Phase::I, before)] {
+                let Some(stage) = reader else { continue };
+                if self.ended(phase, ChunkId { stage, ..chunk }).is_none() {
+                    times.extend(*self.ended(phase, chunk));
+                }
+            }
+        }
+        let others = seen.entry(done).or_default();
+        let no_later = |a: &[u64], b: &[u64]| a.iter().zip(b).all(|(a, b)| a <= b);
+        let new = !others.iter().any(|other| no_later(other, &times));
+        if new {
+            others.retain(|other| !no_later(&times, other));
+            others.push(times);
+        }
+        self.seen = Some(seen);
+        new
     }
 
     fn chunks(&self) -> Vec<ChunkId> {
@@ -118,7 +169,8 @@ impl<'a> Search<'a> {
             let rank = action.parts().map(|(_, chunk)| self.problem.layout.rank_of(chunk)).next().unwrap();
             let start = self.start(rank, action);
             let end = start + self.problem.cost(action).0;
-            if (start, rank) < latest || end >= self.best {
+            let again = self.seen.is_none() && (start, rank) < latest;
+            if again || end >= self.best {
                 continue;
             }
             let free = std::mem::replace(&mut self.free[rank as usize], end);
@@ -129,7 +181,9 @@ impl<'a> Search<'a> {
             };
             self.held[rank as usize] = after;
             action.parts().for_each(|(phase, chunk)| *self.ended(phase, chunk) = Some(end));
-            self.extend((start, rank));
+            if self.is_new() {
+                self.extend((start, rank));
+            }
             action.parts().for_each(|(phase, chunk)| *self.ended(phase, chunk) = None);
             self.held[rank as usize] = held;
             self.free[rank as usize] = free;
@@ -163,10 +217,18 @@ impl<'a> Search<'a> {
         for chunk in self.chunks() {
             let ChunkId { stage, micro_batch } = chunk;
             let (f, i, w) = (*self.ended(Phase::F, chunk), *self.ended(Phase::I, chunk), *self.ended(Phase::W, chunk));
+            let comes_first = micro_batch == 0 || layout.direction(micro_batch - 1) != layout.direction(micro_batch);
+            // Whether this one goes before those ahead of it, where that is not to be.
+            let overtakes = |search: &mut Self, phase| {
+                search.seen.is_some()
+                    && !comes_first
+                    && search.ended(phase, ChunkId::new(stage, micro_batch - 1)).is_none()
+            };
             if f.is_none() {
+                if overtakes(self, Phase::F) {
+                    continue;
+                }
                 // Micro-batches of a direction are alike: they enter in order.
-                let comes_first =
-                    micro_batch == 0 || layout.direction(micro_batch - 1) != layout.direction(micro_batch);
                 let before = match stage {
                     0 if comes_first => None,
                     0 => Some(ChunkId::new(0, micro_batch - 1)),
@@ -176,6 +238,9 @@ impl<'a> Search<'a> {
                     forwards.push(chunk);
                 }
             } else if i.is_none() {
+                if overtakes(self, Phase::I) {
+                    continue;
+                }
                 let after = ChunkId::new(stage + 1, micro_batch);
                 if after.stage == layout.stages || self.ended(Phase::I, after).is_some() {
                     backwards.push(chunk);

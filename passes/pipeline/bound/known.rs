@@ -1,0 +1,83 @@
+//! What is known of timetables that are no longer than some makespan.
+
+use super::crowd;
+use super::heads::{Alone, Heads, Progress};
+use super::lines::Lines;
+use super::one_machine::machines;
+use super::tails::Tails;
+use super::trade::Trade;
+use crate::ir::Problem;
+use crate::units::Nanos;
+
+/// Least heads and tails, and how many actions may be outside of pairs.
+pub(in crate::passes::pipeline) struct Known {
+    /// Per rank.
+    pub alone: Vec<Alone>,
+    pub heads: Heads,
+    pub tails: Tails,
+}
+
+/// So often heads and tails are computed again, from what the last ones have shown. Most often the second time changes nothing.
+const ROUNDS: usize = 8;
+
+impl Known {
+    /// Of all timetables.
+    pub fn of_all(lines: &Lines) -> Self {
+        Self::new(lines, vec![Alone::ALL; lines.on_rank.len()])
+    }
+
+    /// Of timetables no longer than `within`, if none is shorter than `proved`. `None`: there are none.
+    ///
+    /// A rank has time for so many actions outside of pairs only. Where all others are pairs, micro-batches take longer on their
+    /// ways, and ranks have to wait for them.
+    pub fn within(problem: &Problem, lines: &Lines, within: Nanos, proved: Nanos) -> Option<Self> {
+        let mut known = Self::of_all(lines);
+        for _ in 0..ROUNDS {
+            let Self { alone, heads, tails } = &known;
+            let progress = Progress::none(lines, alone.clone());
+            if chains(lines, heads, tails, &progress) > within {
+                return None;
+            }
+            let trades = known.trades(problem, lines);
+            let most = trades.iter().map(|trade| trade.most_alone(within)).collect::<Option<Vec<usize>>>()?;
+            if crowd::bound(problem, lines, heads, tails, &most, proved) > within {
+                return None;
+            }
+            let next: Vec<Alone> = most.iter().map(|&most| Alone { forwards: most, backwards: most }).collect();
+            if next == *alone {
+                return (machines(lines, heads, tails, &progress) <= within).then_some(known);
+            }
+            known = Self::new(lines, next);
+        }
+        Some(known)
+    }
+
+    /// If on each rank so many may be alone.
+    fn new(lines: &Lines, alone: Vec<Alone>) -> Self {
+        let tails = Tails::new(lines, &alone);
+        let mut heads = Heads::new(lines);
+        heads.fill(lines, &Progress::none(lines, alone.clone()));
+        Self { alone, heads, tails }
+    }
+
+    /// Per rank.
+    pub(super) fn trades(&self, problem: &Problem, lines: &Lines) -> Vec<Trade> {
+        (0..lines.on_rank.len()).map(|rank| Trade::new(problem, lines, &self.heads, &self.tails, rank)).collect()
+    }
+}
+
+/// The largest sum of head and tail of a step that is not done.
+pub(in crate::passes::pipeline) fn chains(lines: &Lines, heads: &Heads, tails: &Tails, progress: &Progress) -> Nanos {
+    let mut bound = Nanos::ZERO;
+    for (at, line) in lines.lines.iter().enumerate() {
+        for step in 0..line.steps.len() {
+            for k in progress.steps[at][step]..line.count {
+                let q = line.count - 1 - k;
+                bound = bound
+                    .max(heads.start(at, step, k) + tails.start(at, step, q))
+                    .max(heads.end(at, step, k) + tails.end(at, step, q));
+            }
+        }
+    }
+    bound
+}
