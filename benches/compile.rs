@@ -4,7 +4,7 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use dualweave::ir::{Hops, Layout, PairCost, Problem, StageCost};
+use dualweave::ir::{Hops, Layout, Memory, PairCost, Problem, StageCost, StageMemory};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
@@ -88,6 +88,25 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
         let timetable = generate(kind, divan::black_box(&layout)).expect("a schedule of this size");
         (replay(&problem, &timetable), lower_bound(&problem))
     });
+}
+
+/// A bound where memory counts: it is reached by more arguments than one without.
+#[divan::bench(args = SIZES, sample_count = 5)]
+fn bound(bencher: Bencher, size: (u32, u32)) {
+    let layout = Layout::new(ScheduleKind::DualPipe.placement(), size.0, 1, size.1);
+    let cost = StageCost { f: Nanos(10_000), i: Nanos(12_000), w: Nanos(8_000), b: Nanos(20_000) };
+    let memory = Memory {
+        stages: vec![StageMemory { activation: 3, for_weights: 2 }; layout.stages as usize],
+        limits: vec![3 * u64::from(size.0); size.0 as usize],
+    };
+    let problem = Problem {
+        layout,
+        stages: vec![cost; layout.stages as usize],
+        pair: PairCost::Uniform(Nanos(25_000)),
+        hops: Hops::Uniform(Nanos(500)),
+        memory: Some(memory),
+    };
+    bencher.counter(chunks_of(size)).bench(|| lower_bound(divan::black_box(&problem)));
 }
 
 /// Plan to text.
