@@ -210,7 +210,9 @@ impl Heads {
                 };
                 let partner = before.partners.nth(coming - alone.forwards, partner);
                 start = start.max(partner);
-                end = end.max(start + own.least).max(partner + own.pair);
+                // The last of the pairs has this step, or one before it of this micro-batch or one ahead of it.
+                let pair = own.before.iter().map(|&earlier| line.steps[earlier].pair).fold(own.pair, Nanos::min);
+                end = end.max(start + own.least).max(partner + pair);
             }
         }
         let limit = if step < line.stages() { alone.forwards } else { alone.backwards };

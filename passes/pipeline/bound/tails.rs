@@ -153,7 +153,9 @@ impl Tails {
                 let partner = behind.partners.nth(coming - alone.backwards, partner);
                 end = end.max(partner);
                 share = share.max(end);
-                start = start.max(own.least + share).max(partner + own.pair);
+                // The first of the pairs has this step, or one behind it of this micro-batch or one that follows it.
+                let pair = own.behind.iter().map(|&later| line.steps[later].pair).fold(own.pair, Nanos::min);
+                start = start.max(own.least + share).max(partner + pair);
             }
         }
         let limit = if step < line.stages() { alone.forwards } else { alone.backwards };
