@@ -229,7 +229,7 @@ impl Heads {
         let (input, chunk) = (line.input(stage), &line.chunks[stage]);
         let free = progress.free[line.steps[input].rank];
         let before = if k > progress.weights[at][stage] { self.weights_end(at, stage, k - 1).max(free) } else { free };
-        (self.start(at, input, k) + chunk.backward).max(before + chunk.shares.w)
+        (self.start(at, input, k) + chunk.backward).max(before + chunk.weights)
     }
 
     fn add(&self, block: &mut Block, line: &Line, (at, step, k): (usize, usize, usize)) {

@@ -4,6 +4,7 @@ use super::crowd;
 use super::heads::{Alone, Heads, Progress};
 use super::lines::Lines;
 use super::one_machine::machines;
+use super::pairs::Window;
 use super::tails::Tails;
 use super::trade::Trade;
 use crate::ir::Problem;
@@ -39,13 +40,17 @@ impl Known {
                 return None;
             }
             let trades = known.trades(problem, lines);
-            let most = trades.iter().map(|trade| trade.most_alone(within)).collect::<Option<Vec<usize>>>()?;
+            let most = trades.iter().enumerate().map(|(rank, trade)| {
+                let window = Window::new(lines, heads, tails, &progress, rank, within);
+                trade.most_alone(within, least_alone(lines, heads, tails, &window, rank))
+            });
+            let most = most.collect::<Option<Vec<usize>>>()?;
             if crowd::bound(problem, lines, heads, tails, &most, proved) > within {
                 return None;
             }
             let next: Vec<Alone> = most.iter().map(|&most| Alone { forwards: most, backwards: most }).collect();
             if next == *alone {
-                return (machines(lines, heads, tails, &progress) <= within).then_some(known);
+                return (machines(lines, heads, tails, &progress, within) <= within).then_some(known);
             }
             known = Self::new(lines, next);
         }
@@ -64,6 +69,21 @@ impl Known {
     pub(super) fn trades(&self, problem: &Problem, lines: &Lines) -> Vec<Trade> {
         (0..lines.on_rank.len()).map(|rank| Trade::new(problem, lines, &self.heads, &self.tails, rank)).collect()
     }
+}
+
+/// How many forwards of a rank, or backwards if these are more, can be in no pair.
+fn least_alone(lines: &Lines, heads: &Heads, tails: &Tails, window: &Window, rank: usize) -> usize {
+    let (mut forwards, mut backwards) = (0, 0);
+    for &(at, stage) in &lines.on_rank[rank] {
+        let line = &lines.lines[at];
+        let (input, count) = (line.input(stage), line.count);
+        // The first forwards have the longest tails, and the last backwards the latest heads.
+        let forward = |k: &usize| window.forward_is_alone(line.steps[stage].pair, tails.end(at, stage, count - 1 - k));
+        let backward = |k: &usize| window.backward_is_alone(line.steps[input].pair, heads.start(at, input, *k));
+        forwards += (0..count).take_while(forward).count();
+        backwards += (0..count).rev().take_while(backward).count();
+    }
+    forwards.max(backwards)
 }
 
 /// The largest sum of head and tail of a step that is not done.

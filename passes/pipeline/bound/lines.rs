@@ -68,6 +68,12 @@ pub(in crate::passes::pipeline) struct Chunk {
     pub shares_off_forward: Shares,
     /// The least from the start of the action that has I to the end of W.
     pub backward: Nanos,
+    /// The least that an action takes which has W.
+    pub weights: Nanos,
+    /// F outside of a pair.
+    pub forward_alone: Nanos,
+    /// I and W outside of a pair, in whichever way is shorter.
+    pub backward_alone: Nanos,
     /// F starts only when W of the micro-batch that is so many before it has ended.
     pub slots_for_weights: Option<usize>,
 }
@@ -147,6 +153,9 @@ impl Line {
             shares: cost.shares,
             shares_off_forward: cost.shares_off_forward,
             backward: cost.backward,
+            weights: cost.weights,
+            forward_alone: cost.forward_alone,
+            backward_alone: cost.backward_alone,
             slots_for_weights: None,
         });
         let mut line = Self { count, steps, reach, chunks: chunks.collect() };
@@ -212,6 +221,12 @@ struct Costs {
     input: Nanos,
     /// I and W, from the start of the action that has I.
     backward: Nanos,
+    /// Actions that have W.
+    weights: Nanos,
+    /// F, in no pair.
+    forward_alone: Nanos,
+    /// I and W, in no pair.
+    backward_alone: Nanos,
     /// Pairs that have F.
     forward_pair: Nanos,
     /// Pairs that have the backward.
@@ -239,6 +254,9 @@ impl Costs {
             forward: cost.f.min(forward_pair),
             input,
             backward: apart(stage).min(backward_pair),
+            weights: cost.w.min(cost.b).min(backward_pair),
+            forward_alone: cost.f,
+            backward_alone: apart(stage),
             forward_pair,
             backward_pair,
             shares: Shares::new(cost.f.min(forward_pair), both, input),

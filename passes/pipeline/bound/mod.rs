@@ -70,13 +70,18 @@ pub fn bounds(problem: &Problem) -> Bounds {
     let progress = Progress::none(&lines, known.alone.clone());
     let mut bounds = Bounds {
         way: chains(&lines, &known.heads, &known.tails, &progress),
-        machine: machines(&lines, &known.heads, &known.tails, &progress),
+        machine: machines(&lines, &known.heads, &known.tails, &progress, Nanos(u64::MAX)),
         work: known.trades(problem, &lines).iter().map(Trade::bound).max().unwrap_or(Nanos::ZERO),
         refuted: Nanos::ZERO,
     };
-    bounds.refuted = refute_from(problem, &lines, bounds.best());
+    if u64::from(layout.stages) * u64::from(layout.micro_batches) <= REFUTED_CHUNKS {
+        bounds.refuted = refute_from(problem, &lines, bounds.best());
+    }
     bounds
 }
+
+/// Nothing more is refuted of problems with more chunks: it takes some ten times as long as the other bounds.
+const REFUTED_CHUNKS: u64 = 1 << 19;
 
 /// The first step up from a bound is a part in so many, and twice as long each time.
 const FIRST_STEP: u64 = 1024;

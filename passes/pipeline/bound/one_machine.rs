@@ -4,29 +4,46 @@ use std::collections::BinaryHeap;
 
 use super::heads::{Heads, Progress};
 use super::lines::{Lines, Shares};
+use super::pairs::Window;
 use super::tails::Tails;
 use crate::units::Nanos;
 
-/// No timetable is shorter, as each rank runs what is not done one after the other.
+/// No timetable is shorter, as each rank runs what is not done one after the other. Of timetables no longer than `within` only.
 ///
 /// Each action is cut into the shares of I, F and W, in that order. So each share lies within its action, the head of F and I is
-/// that of the action, and behind the share of I comes at least what must come behind I.
-pub(in crate::passes::pipeline) fn machines(lines: &Lines, heads: &Heads, tails: &Tails, progress: &Progress) -> Nanos {
+/// that of the action, and behind the share of I comes at least what must come behind I. Actions that cannot be in a pair take what
+/// they take alone: of a backward, what is more than the shares is a job that comes behind I.
+pub(in crate::passes::pipeline) fn machines(
+    lines: &Lines,
+    heads: &Heads,
+    tails: &Tails,
+    progress: &Progress,
+    within: Nanos,
+) -> Nanos {
     let mut bound = Nanos::ZERO;
     let mut jobs = Vec::new();
-    for chunks in &lines.on_rank {
+    for (rank, chunks) in lines.on_rank.iter().enumerate() {
+        let window = Window::new(lines, heads, tails, progress, rank, within);
         for off_forward in [false, true] {
             jobs.clear();
             for &(at, stage) in chunks {
                 let line = &lines.lines[at];
                 let chunk = &line.chunks[stage];
                 let Shares { f, i, w } = if off_forward { chunk.shares_off_forward } else { chunk.shares };
-                for (step, work) in [(stage, f), (line.input(stage), i)] {
-                    jobs.extend((progress.steps[at][step]..line.count).map(|k| Job {
-                        head: heads.start(at, step, k),
-                        work,
-                        tail: tails.share_end(at, step, line.count - 1 - k),
-                    }));
+                let alone = chunk.backward_alone.saturating_sub(i + w);
+                let input = line.input(stage);
+                for k in progress.steps[at][stage]..line.count {
+                    let tail = tails.end(at, stage, line.count - 1 - k);
+                    let alone = window.forward_is_alone(line.steps[stage].pair, tail);
+                    let work = if alone { chunk.forward_alone } else { f };
+                    jobs.push(Job { head: heads.start(at, stage, k), work, tail });
+                }
+                for k in progress.steps[at][input]..line.count {
+                    let head = heads.start(at, input, k);
+                    jobs.push(Job { head, work: i, tail: tails.share_end(at, input, line.count - 1 - k) });
+                    if alone > Nanos::ZERO && window.backward_is_alone(line.steps[input].pair, head) {
+                        jobs.push(Job { head: head + i, work: alone, tail: Nanos::ZERO });
+                    }
                 }
                 jobs.extend((progress.weights[at][stage]..line.count).map(|k| Job {
                     head: heads.weights_start(lines, at, stage, k),

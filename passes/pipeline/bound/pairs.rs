@@ -1,6 +1,45 @@
 //! What follows when only so many actions of a rank may be outside of pairs.
 
+use super::heads::{Heads, Progress};
+use super::lines::Lines;
+use super::tails::Tails;
 use crate::units::Nanos;
+
+/// When a rank can have pairs, in a timetable that is no longer than `within`: not before its first backward, and not so late that the
+/// forward does not come to an end.
+pub(super) struct Window {
+    first_backward: Nanos,
+    no_forward: Nanos,
+    within: Nanos,
+}
+
+impl Window {
+    /// That of `rank`.
+    pub fn new(lines: &Lines, heads: &Heads, tails: &Tails, progress: &Progress, rank: usize, within: Nanos) -> Self {
+        let classes = &lines.on_rank[rank];
+        let first_backward = classes.iter().filter_map(|&(at, stage)| {
+            let (line, input) = (&lines.lines[at], lines.lines[at].input(stage));
+            let next = progress.steps[at][input];
+            (next < line.count).then(|| heads.start(at, input, next))
+        });
+        let no_forward = classes.iter().map(|&(at, stage)| tails.end(at, stage, 0));
+        Self {
+            first_backward: first_backward.min().unwrap_or(Nanos(u64::MAX)),
+            no_forward: no_forward.min().unwrap_or(Nanos::ZERO),
+            within,
+        }
+    }
+
+    /// Whether a forward is in no pair, if that would take `pair` at least, and `tail` is what comes behind it.
+    pub fn forward_is_alone(&self, pair: Nanos, tail: Nanos) -> bool {
+        self.first_backward + pair + tail > self.within
+    }
+
+    /// Whether a backward is in no pair, if that would take `pair` at least and cannot start before `head`.
+    pub fn backward_is_alone(&self, pair: Nanos, head: Nanos) -> bool {
+        head + pair + self.no_forward > self.within
+    }
+}
 
 /// Actions with one step of which at most n are alone: of any of them that follow each other, all but n are pairs, one after the
 /// other.

@@ -90,7 +90,7 @@ impl Tails {
     /// From the end of W. Behind it come the W of later micro-batches, and the F that waits for the memory which it leaves.
     fn weights(&self, line: &Line, at: usize, stage: usize, q: usize) -> Nanos {
         let chunk = &line.chunks[stage];
-        let later = q.checked_sub(1).map(|later| self.weights_end(at, stage, later) + chunk.shares.w);
+        let later = q.checked_sub(1).map(|later| self.weights_end(at, stage, later) + chunk.weights);
         let waits = chunk.slots_for_weights.and_then(|slots| q.checked_sub(slots));
         later.into_iter().chain(waits.map(|waits| self.start(at, stage, waits))).max().unwrap_or(Nanos::ZERO)
     }

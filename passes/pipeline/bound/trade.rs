@@ -78,16 +78,16 @@ impl Trade {
         self.by_alone.iter().copied().min().unwrap_or(Nanos::ZERO).max(self.ends)
     }
 
-    /// The most forwards that can run alone in a makespan of at most `within`, and so the most backwards. `None`: there is no such
-    /// makespan.
-    pub fn most_alone(&self, within: Nanos) -> Option<usize> {
+    /// The most forwards that can run alone in a makespan of at most `within`, and so the most backwards, if `least` of them must.
+    /// `None`: there is no such makespan.
+    pub fn most_alone(&self, within: Nanos, least: usize) -> Option<usize> {
         if self.in_turn <= within && self.in_turn < self.ends {
             return Some(self.by_alone.len() - 1);
         }
         if within < self.ends {
             return None;
         }
-        self.by_alone.iter().rposition(|&least| least <= within)
+        self.by_alone.iter().rposition(|&makespan| makespan <= within).filter(|&most| most >= least)
     }
 }
 

@@ -44,7 +44,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// No timetable that continues this one is below it. Not always computed to its end where it is no less than `enough`.
+    /// No timetable that continues this one and is shorter than `enough` is below it.
     pub fn bound(&mut self, enough: Nanos) -> Nanos {
         let too_many =
             |(used, most): (&Alone, &Alone)| used.forwards > most.forwards || used.backwards > most.backwards;
@@ -56,7 +56,8 @@ impl<'a> State<'a> {
         if bound >= enough {
             return bound;
         }
-        bound.max(machines(&self.lines, &self.heads, &self.tails, &self.progress))
+        let shorter = enough.saturating_sub(Nanos(1));
+        bound.max(machines(&self.lines, &self.heads, &self.tails, &self.progress, shorter))
     }
 
     /// Whether every F and I is in it. What is left then is W, in any order.
