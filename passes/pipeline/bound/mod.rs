@@ -80,7 +80,7 @@ pub fn bounds(problem: &Problem) -> Bounds {
     bounds
 }
 
-/// Nothing more is refuted of problems with more chunks: it takes some ten times as long as the other bounds.
+/// Nothing more is refuted of problems with more chunks: each question takes as long as the other bounds, and there are some.
 const REFUTED_CHUNKS: u64 = 1 << 19;
 
 /// The first step up from a bound is a part in so many, and twice as long each time.
