@@ -11,6 +11,7 @@ mod gpipe;
 mod interleaved;
 mod one_f_one_b;
 mod replay;
+pub mod search;
 mod zb_h1;
 mod zb_v;
 

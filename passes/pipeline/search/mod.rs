@@ -1,0 +1,327 @@
+//! The search for a short timetable under memory limits.
+//!
+//! Candidates are the published schedules that fit, and what a memory-bounded list scheduler ([`dispatch`]) makes by rules.
+//! Rules are made from a few numbers ([`recipes`]), then changed one rank or step at a time ([`tune`]); the orders of the best
+//! are changed in turn ([`improve`]). So the result is never longer than a published schedule that fits.
+//!
+//! Where there are many micro-batches, a run of fewer with the same steady state is searched instead and its repeating part
+//! repeated ([`unroll`]); the rules that were the best there are tried on the whole as well.
+//!
+//! Micro-batches of a stage and direction run in order. Everything is timed exactly; nothing is proved: how far a result can
+//! be from the best is for [`lower_bound`](super::lower_bound) to say.
+
+mod clock;
+mod critical;
+mod dispatch;
+mod draw;
+mod improve;
+mod model;
+mod recipes;
+mod tune;
+mod unroll;
+
+use crate::error::{Error, Result};
+use crate::ir::{Layout, Placement, Problem, Timetable};
+use crate::job::training::ScheduleKind;
+use clock::{Clock, Score};
+use dispatch::{Rule, dispatch};
+use draw::Draw;
+use model::{Model, Orders};
+use recipes::Recipes;
+
+/// What a step costs that the list scheduler places, where timing a placed one costs 1; measured.
+const SCHEDULING: u64 = 6;
+
+/// Orders, and rules, from which local searches start.
+const STARTS: usize = 4;
+
+/// Micro-batches, per rank, of the run that stands for a longer one: they fill and drain the pipeline with time between.
+const SHORT_RUN: u32 = 4;
+
+/// The least of them.
+const SHORTEST_RUN: u32 = 32;
+
+/// Rules that are tried on the whole where a shorter run was searched.
+const RULES_ON_ALL: usize = 6;
+
+/// How much is tried, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Timings of an action, over all timetables that are tried. The published schedules and a few rules are tried always.
+    pub timings: u64,
+    /// What is made short.
+    pub objective: Objective,
+}
+
+impl Limits {
+    /// A fraction of a second for a pipeline of 8 ranks, and a time that grows with the number of chunks for larger ones.
+    pub fn for_problem(problem: &Problem) -> Self {
+        let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
+        Self { timings: 20_000_000 + 2_000 * chunks, objective: Objective::Makespan }
+    }
+}
+
+/// What is made short first; the other then breaks ties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// From zero to the end of the last action.
+    Makespan,
+    /// The longest that a rank takes from its first start to its last end.
+    LongestSpan,
+}
+
+/// What is made short, and how short it can be at best.
+#[derive(Clone, Copy)]
+struct Goal {
+    objective: Objective,
+    /// What the first and the second part of a score cannot be below.
+    least: [u64; 2],
+}
+
+impl Goal {
+    fn new(problem: &Problem, model: &Model, objective: Objective) -> Self {
+        let makespan = super::lower_bound(problem).0;
+        let span = model.of_rank.iter().map(|held| model.least_work(held)).max().unwrap_or(0);
+        let least = match objective {
+            Objective::Makespan => [makespan, span],
+            Objective::LongestSpan => [span, makespan],
+        };
+        Self { objective, least }
+    }
+
+    /// Nothing is better.
+    fn reached(self, score: Score) -> bool {
+        score.first <= self.least[0] && score.second <= self.least[1]
+    }
+
+    /// What to make shorter next: the first part until nothing is shorter, then the second.
+    fn next(self, score: Score) -> Objective {
+        match (self.objective, score.first <= self.least[0]) {
+            (Objective::Makespan, false) | (Objective::LongestSpan, true) => Objective::Makespan,
+            (Objective::Makespan, true) | (Objective::LongestSpan, false) => Objective::LongestSpan,
+        }
+    }
+}
+
+/// A timetable that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// It.
+    pub timetable: Timetable,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a timetable comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A published schedule, as it is.
+    Published(ScheduleKind),
+    /// A rule of the list scheduler.
+    Rule,
+    /// A local search.
+    Improved,
+    /// The repeated part of a shorter run.
+    Unrolled,
+}
+
+/// The shortest timetable found under the problem's memory limits.
+///
+/// # Errors
+/// If a rank may not even hold what one micro-batch needs there: then there is none. If the problem's parts are not of one
+/// size, or its costs cannot be added up.
+pub fn search(problem: &Problem, limits: &Limits) -> Result<Found> {
+    check(problem)?;
+    let model = Model::new(problem)?;
+    let goal = Goal::new(problem, &model, limits.objective);
+    let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None };
+    pool.offer_published(problem);
+    let mut work = Work { left: limits.timings };
+    match short_run(&problem.layout) {
+        None => drop(pool.search(&mut work)),
+        Some(few) => pool.unroll(problem, few, &mut work)?,
+    }
+    let Some((_, orders, origin)) = pool.best else {
+        return Err(Error::new("no rule of the search makes a timetable for this pipeline"));
+    };
+    Ok(Found { timetable: model.timetable(problem, &orders), origin })
+}
+
+/// That the parts of a problem are of one size.
+fn check(problem: &Problem) -> Result<()> {
+    let layout = &problem.layout;
+    let refuse = |what: &str| Err(Error::new(format!("the pipeline problem has {what}")));
+    if super::stages_per_rank(layout).is_none() || layout.micro_batches == 0 {
+        return refuse("a layout that cannot be");
+    }
+    if u64::from(layout.stages) * u64::from(layout.micro_batches) > super::MAX_CHUNKS {
+        return refuse("too many chunks");
+    }
+    if problem.stages.len() != layout.stages as usize {
+        return refuse("costs of another number of stages than its layout");
+    }
+    let Some(memory) = &problem.memory else { return Ok(()) };
+    if memory.stages.len() != layout.stages as usize || memory.limits.len() != layout.ranks as usize {
+        return refuse("memory of another number of stages or ranks than its layout");
+    }
+    if memory.stages.iter().any(|stage| stage.for_weights > stage.activation) {
+        return refuse("a stage that holds more after I than before");
+    }
+    Ok(())
+}
+
+/// Micro-batches of a run that can stand for this one, if it is much shorter.
+fn short_run(layout: &Layout) -> Option<u32> {
+    let directions = if layout.placement == Placement::Bidirectional { 2 } else { 1 };
+    let few = directions * (SHORT_RUN * layout.ranks).max(SHORTEST_RUN);
+    // Both directions stay as unequal as they are.
+    let few = few + layout.micro_batches % directions;
+    (layout.micro_batches / 3 > few / 2).then_some(few)
+}
+
+/// What is left of [`Limits::timings`].
+struct Work {
+    left: u64,
+}
+
+impl Work {
+    fn take(&mut self, timings: u64) -> bool {
+        let enough = self.left >= timings;
+        self.left = self.left.saturating_sub(timings);
+        enough
+    }
+
+    /// For timing orders once.
+    fn time(&mut self, model: &Model) -> bool {
+        self.take(model.steps())
+    }
+
+    /// For making orders by a rule, and timing them.
+    fn schedule(&mut self, model: &Model) -> bool {
+        self.take((SCHEDULING + 1) * model.steps())
+    }
+
+    /// A part of what is left, given away.
+    fn share(&mut self, parts: usize) -> Self {
+        let share = self.left / parts.max(1) as u64;
+        self.left -= share;
+        Self { left: share }
+    }
+}
+
+/// The best orders so far.
+struct Pool<'a> {
+    model: &'a Model,
+    goal: Goal,
+    clock: Clock,
+    best: Option<(Score, Orders, Origin)>,
+}
+
+impl Pool<'_> {
+    /// Takes orders that are allowed, end, and are better; says how good they are.
+    fn offer(&mut self, orders: &Orders, origin: Origin) -> Option<Score> {
+        if !orders.iter().enumerate().all(|(rank, steps)| self.model.allows(rank, steps)) {
+            return None;
+        }
+        let score = self.clock.score(self.model, orders, self.goal.objective)?;
+        if self.best.as_ref().is_none_or(|(best, ..)| score < *best) {
+            self.best = Some((score, orders.clone(), origin));
+        }
+        Some(score)
+    }
+
+    fn offer_published(&mut self, problem: &Problem) {
+        for kind in ScheduleKind::ALL.into_iter().filter(|kind| kind.placement() == problem.layout.placement) {
+            let timetable = super::generate(kind, &problem.layout).ok();
+            if let Some(orders) = timetable.and_then(|timetable| self.model.orders(&timetable)) {
+                self.offer(&orders, Origin::Published(kind));
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.best.as_ref().is_some_and(|(score, ..)| self.goal.reached(*score))
+    }
+
+    /// Rules, rules near them, and orders near theirs. Gives the best rules.
+    fn search(&mut self, work: &mut Work) -> Vec<Rule> {
+        let recipes = Recipes::new(self.model);
+        let mut draw = Draw::new();
+        let mut starts: Vec<(Score, Orders)> = Vec::new();
+        starts.extend(self.best.as_ref().map(|(score, orders, _)| (*score, orders.clone())));
+        let scores = recipes.descend(self.model, self.goal.objective, &mut work.share(2));
+        let rules: Vec<Rule> = scores.iter().take(RULES_ON_ALL).map(|&(_, recipe)| recipes.rule(recipe)).collect();
+        for rule in rules.iter().take(STARTS) {
+            if let Some(orders) = dispatch(self.model, rule) {
+                if let Some(score) = self.offer(&orders, Origin::Rule) {
+                    starts.push((score, orders));
+                }
+            }
+        }
+        for (at, rule) in rules.iter().take(STARTS).enumerate() {
+            if self.done() {
+                return rules;
+            }
+            let mut share = work.share(2 * (STARTS - at));
+            if let Some((score, orders)) = tune::tune(self.model, self.goal, rule.clone(), &mut share, &mut draw) {
+                self.offer(&orders, Origin::Improved);
+                starts.push((score, orders));
+            }
+        }
+        starts.sort();
+        starts.dedup_by_key(|(score, _)| *score);
+        starts.truncate(STARTS);
+        for (left, (_, orders)) in (1..=starts.len()).rev().zip(starts) {
+            if self.done() {
+                break;
+            }
+            let mut share = work.share(left);
+            if let Some((_, orders)) = improve::improve(self.model, self.goal, orders, &mut share, &mut draw) {
+                self.offer(&orders, Origin::Improved);
+            }
+        }
+        rules
+    }
+
+    /// Searches a run of `few` micro-batches and repeats its steady state. If that repeats only every so many micro-batches
+    /// that it does not come out even, a second run is searched that makes up for it.
+    fn unroll(&mut self, problem: &Problem, few: u32, work: &mut Work) -> Result<()> {
+        let mut few = few;
+        for parts in [2, 1] {
+            let layout = Layout { micro_batches: few, ..problem.layout };
+            let shorter = Problem { layout, ..problem.clone() };
+            let model = Model::new(&shorter)?;
+            let goal = Goal::new(&shorter, &model, self.goal.objective);
+            let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None };
+            pool.offer_published(&shorter);
+            let rules = pool.search(&mut work.share(parts));
+            let lanes = self.model.lanes.iter().zip(&model.lanes);
+            let more = lanes.map(|(all, few)| all.count - few.count).min().unwrap_or(0);
+            let mut fastest = None;
+            let of_rules = rules.iter().filter_map(|rule| dispatch(&model, rule));
+            for orders in pool.best.take().map(|(_, orders, _)| orders).into_iter().chain(of_rules) {
+                if pool.clock.score(&model, &orders, goal.objective).is_none() {
+                    continue;
+                }
+                let loops = unroll::loops(&model, &pool.clock, &orders);
+                if let Some(part) = loops.iter().find(|part| more.is_multiple_of(part.chunks)) {
+                    self.offer(&unroll::unroll(&orders, part, more / part.chunks), Origin::Unrolled);
+                }
+                fastest = fastest.or(loops.first().map(|part| more % part.chunks));
+            }
+            for rule in &rules {
+                if let Some(orders) = dispatch(self.model, rule) {
+                    self.offer(&orders, Origin::Rule);
+                }
+            }
+            match fastest {
+                Some(rest) if rest > 0 && !self.done() => {
+                    let directions = if problem.layout.placement == Placement::Bidirectional { 2 } else { 1 };
+                    few += rest as u32 * directions;
+                }
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+}

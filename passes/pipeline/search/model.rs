@@ -1,0 +1,364 @@
+//! The problem in flat numbers, and orders without micro-batch numbers.
+//!
+//! Micro-batches of a stage and direction are alike, so they run in order there: a *lane* is such a queue of chunks. Every
+//! order of a rank is then a list of steps that name lanes only; the step counts which chunk is meant.
+
+use std::collections::VecDeque;
+
+use crate::error::{Error, Result};
+use crate::ir::{Action, ChunkId, Placement, Problem, Timetable};
+use crate::units::Nanos;
+
+/// Sums of times stay below this: no timetable is longer, and the ends of 4096 ranks still add up to a u64.
+const LARGEST_TIME: u64 = 1 << 52;
+
+/// The chunks of one stage and direction: they run F in order of micro-batches, and I, and W.
+pub(super) struct Lane {
+    pub rank: usize,
+    pub stage: u32,
+    /// Its first micro-batch; the others follow.
+    pub first: u32,
+    /// How many.
+    pub count: usize,
+    /// Where its chunks begin in arrays over all chunks.
+    pub base: usize,
+    pub f: u64,
+    pub i: u64,
+    pub w: u64,
+    pub b: u64,
+    /// Held from the start of F to the end of I.
+    pub activation: u64,
+    /// Held from there to the end of W.
+    pub for_weights: u64,
+    /// The lane of the stage before in this direction, and the time of a message from it.
+    pub before: Option<(usize, u64)>,
+    /// The lane of the stage after in this direction, and the time of a message from it.
+    pub after: Option<(usize, u64)>,
+}
+
+impl Lane {
+    /// What a chunk takes of its rank's time where nothing is overlapped.
+    pub fn work(&self) -> u64 {
+        self.f + self.b.min(self.i + self.w)
+    }
+}
+
+/// What a rank does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// The lane's next forward.
+    F(u32),
+    /// The lane's next backward, its input half.
+    I(u32),
+    /// The weight half of the lane's oldest backward that lacks it.
+    W(u32),
+    /// The lane's next backward, whole.
+    B(u32),
+    /// The next forward of one lane beside the next whole backward of another, or of the same.
+    Pair(u32, u32),
+}
+
+impl Step {
+    /// The lane whose F it runs.
+    pub fn forward(self) -> Option<usize> {
+        match self {
+            Self::F(lane) | Self::Pair(lane, _) => Some(lane as usize),
+            _ => None,
+        }
+    }
+
+    /// The lane whose I it runs.
+    pub fn backward(self) -> Option<usize> {
+        match self {
+            Self::I(lane) | Self::B(lane) | Self::Pair(_, lane) => Some(lane as usize),
+            _ => None,
+        }
+    }
+
+    /// The lane whose W it runs.
+    pub fn weights(self) -> Option<usize> {
+        match self {
+            Self::W(lane) | Self::B(lane) | Self::Pair(_, lane) => Some(lane as usize),
+            _ => None,
+        }
+    }
+}
+
+/// Per rank, its steps.
+pub(super) type Orders = Vec<Vec<Step>>;
+
+/// The problem as the search reads it.
+pub(super) struct Model {
+    /// By direction, then stage.
+    pub lanes: Vec<Lane>,
+    /// Per rank, ascending.
+    pub of_rank: Vec<Vec<usize>>,
+    /// Per rank: the most that its chunks may hold.
+    pub limits: Vec<u64>,
+    /// Per rank, by the places of two of its lanes in `of_rank`: cost of a pair of F and B.
+    pairs: Vec<Vec<u64>>,
+    /// Per lane, its place in `of_rank`.
+    place: Vec<usize>,
+    /// Chunks of all lanes.
+    pub chunks: usize,
+    /// The second direction has to wait for the end of the first: some rank has no room for a chunk of each.
+    pub in_turn: bool,
+}
+
+impl Model {
+    /// # Errors
+    /// If a rank may not even hold what one micro-batch needs there, or the costs add up to more than can be counted.
+    pub fn new(problem: &Problem) -> Result<Self> {
+        let layout = &problem.layout;
+        let up = match layout.placement {
+            Placement::Bidirectional => layout.micro_batches / 2,
+            _ => 0,
+        };
+        let down = layout.micro_batches - up;
+        let mut lanes = Vec::new();
+        let mut base = 0;
+        for (first, count) in [(0, down), (down, up)] {
+            if count == 0 {
+                continue;
+            }
+            for stage in 0..layout.stages {
+                let cost = &problem.stages[stage as usize];
+                let held = problem.memory.as_ref().map(|memory| memory.stages[stage as usize]);
+                let at = lanes.len();
+                let hop = |boundary: u32| problem.hop(boundary, first).0;
+                lanes.push(Lane {
+                    rank: layout.rank_of(ChunkId::new(stage, first)) as usize,
+                    stage,
+                    first,
+                    count: count as usize,
+                    base,
+                    f: cost.f.0,
+                    i: cost.i.0,
+                    w: cost.w.0,
+                    b: cost.b.0,
+                    activation: held.map_or(0, |held| held.activation),
+                    for_weights: held.map_or(0, |held| held.for_weights),
+                    before: (stage > 0).then(|| (at - 1, hop(stage - 1))),
+                    after: (stage + 1 < layout.stages).then(|| (at + 1, hop(stage))),
+                });
+                base += count as usize;
+            }
+        }
+        let mut of_rank = vec![Vec::new(); layout.ranks as usize];
+        let mut place = Vec::with_capacity(lanes.len());
+        for (at, lane) in lanes.iter().enumerate() {
+            place.push(of_rank[lane.rank].len());
+            of_rank[lane.rank].push(at);
+        }
+        let cost = |f: usize, b: usize| problem.pair_cost(lanes[f].stage, lanes[b].stage).0;
+        let pairs = of_rank
+            .iter()
+            .map(|held: &Vec<usize>| {
+                held.iter().flat_map(|&f| held.iter().map(move |&b| (f, b))).map(|(f, b)| cost(f, b)).collect()
+            })
+            .collect();
+        let limits = match &problem.memory {
+            Some(memory) => memory.limits.clone(),
+            None => vec![u64::MAX; layout.ranks as usize],
+        };
+        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, in_turn: false };
+        model.check_sums()?;
+        model.in_turn = model.check_room()?;
+        Ok(model)
+    }
+
+    /// That times and memory can be added up, over all ranks, without a thought of overflow.
+    fn check_sums(&self) -> Result<()> {
+        let pair = self.pairs.iter().flatten().copied().max().unwrap_or(0);
+        let (mut time, mut memory) = (Nanos::ZERO, Nanos::ZERO);
+        for lane in &self.lanes {
+            let hops = [lane.before, lane.after].into_iter().flatten().map(|(_, hop)| Nanos(hop));
+            let chunk = [lane.f, lane.i, lane.w, lane.b, pair].map(Nanos).into_iter().chain(hops).sum::<Nanos>();
+            time += chunk * lane.count as u64;
+            memory += Nanos(lane.activation) * lane.count as u64;
+        }
+        match time.0 < LARGEST_TIME && memory.0 < u64::MAX / 4 {
+            true => Ok(()),
+            false => Err(Error::new("the costs of this pipeline add up to more than can be counted")),
+        }
+    }
+
+    /// That every rank has room for one micro-batch; whether one has no room for one of each direction.
+    fn check_room(&self) -> Result<bool> {
+        let mut in_turn = false;
+        for (rank, held) in self.of_rank.iter().enumerate() {
+            let mut needs = [0_u64; 2];
+            for lane in held.iter().map(|&lane| &self.lanes[lane]) {
+                needs[usize::from(lane.first > 0)] += lane.activation;
+            }
+            let (needs, limit) = (needs[0].max(needs[1]), self.limits[rank]);
+            if needs > limit {
+                let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {needs} there");
+                return Err(Error::new(message).help("no timetable exists with so little memory"));
+            }
+            in_turn |= held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>() > limit;
+        }
+        Ok(in_turn)
+    }
+
+    /// Duration of a step.
+    pub fn cost(&self, step: Step) -> u64 {
+        let lane = |lane: u32| &self.lanes[lane as usize];
+        match step {
+            Step::F(l) => lane(l).f,
+            Step::I(l) => lane(l).i,
+            Step::W(l) => lane(l).w,
+            Step::B(l) => lane(l).b,
+            Step::Pair(f, b) => self.pair(f as usize, b as usize),
+        }
+    }
+
+    /// Duration of a pair of F of lane `f` and B of lane `b`, both of one rank.
+    pub fn pair(&self, f: usize, b: usize) -> u64 {
+        let rank = self.lanes[f].rank;
+        self.pairs[rank][self.place[f] * self.of_rank[rank].len() + self.place[b]]
+    }
+
+    /// How much a pair takes less than its F and the shorter way to its B.
+    pub fn saving(&self, f: usize, b: usize) -> u64 {
+        let lane = &self.lanes[b];
+        (self.lanes[f].f + lane.b.min(lane.i + lane.w)).saturating_sub(self.pair(f, b))
+    }
+
+    /// Whether any pair is shorter than its parts.
+    pub fn pairs_help(&self) -> bool {
+        self.of_rank.iter().any(|held| held.iter().any(|&f| held.iter().any(|&b| self.saving(f, b) > 0)))
+    }
+
+    /// The least time that a rank with these lanes is at work: each F and each B may be in one pair.
+    pub fn least_work(&self, held: &[usize]) -> u64 {
+        let all: u64 = held.iter().map(|&at| self.lanes[at].work() * self.lanes[at].count as u64).sum();
+        let saved = |at: usize, best: u64| best * self.lanes[at].count as u64;
+        let beside = |f: usize| held.iter().map(|&b| self.saving(f, b)).max().unwrap_or(0);
+        let under = |b: usize| held.iter().map(|&f| self.saving(f, b)).max().unwrap_or(0);
+        let by_forward: u64 = held.iter().map(|&at| saved(at, beside(at))).sum();
+        let by_backward: u64 = held.iter().map(|&at| saved(at, under(at))).sum();
+        all - by_forward.min(by_backward)
+    }
+
+    /// Steps of orders without B and pairs: the most that there are.
+    pub fn steps(&self) -> u64 {
+        3 * self.chunks as u64
+    }
+
+    /// What a step adds to what its rank holds: when it starts, and (taken away) when it ends.
+    pub fn holds(&self, step: Step) -> (u64, u64) {
+        let lane = |lane: u32| &self.lanes[lane as usize];
+        match step {
+            Step::F(l) => (lane(l).activation, 0),
+            Step::I(l) => (0, lane(l).activation - lane(l).for_weights),
+            Step::W(l) => (0, lane(l).for_weights),
+            Step::B(l) => (0, lane(l).activation),
+            Step::Pair(f, b) => (lane(f).activation, lane(b).activation),
+        }
+    }
+
+    /// Whether a rank's steps have every part of every chunk once, each after what it reads on this rank, within memory.
+    pub fn allows(&self, rank: usize, steps: &[Step]) -> bool {
+        let held = &self.of_rank[rank];
+        let mut lanes = vec![Counts::default(); held.len()];
+        let (mut memory, limit) = (0_u64, self.limits[rank]);
+        for &step in steps {
+            let (start, end) = self.holds(step);
+            memory += start;
+            if memory > limit {
+                return false;
+            }
+            if let Some(lane) = step.backward() {
+                let lane = &mut lanes[self.place[lane]];
+                lane.i += 1;
+                lane.pending += usize::from(matches!(step, Step::I(_)));
+                if lane.i > lane.f {
+                    return false;
+                }
+            }
+            if let Some(lane) = step.forward() {
+                lanes[self.place[lane]].f += 1;
+            }
+            if let Step::W(lane) = step {
+                let lane = &mut lanes[self.place[lane as usize]];
+                if lane.pending == 0 {
+                    return false;
+                }
+                lane.pending -= 1;
+            }
+            memory -= end;
+        }
+        let whole = |(lane, counts): (&usize, &Counts)| {
+            let count = self.lanes[*lane].count;
+            counts.f == count && counts.i == count && counts.pending == 0
+        };
+        held.iter().zip(&lanes).all(whole)
+    }
+
+    /// The orders of a timetable, if micro-batches run in order on every lane. W are taken in order too.
+    pub fn orders(&self, timetable: &Timetable) -> Option<Orders> {
+        let layout = &timetable.layout;
+        let lane = |chunk: ChunkId| (layout.direction(chunk.micro_batch) * layout.stages + chunk.stage) as usize;
+        let mut next = vec![(0, 0); self.lanes.len()];
+        let mut step = |action: Action| {
+            if let Some(chunk) = action.forward() {
+                let count = &mut next[lane(chunk)].0;
+                *count += 1;
+                if chunk.micro_batch + 1 != self.lanes[lane(chunk)].first + *count {
+                    return None;
+                }
+            }
+            if let Some(chunk) = action.input_gradient() {
+                let count = &mut next[lane(chunk)].1;
+                *count += 1;
+                if chunk.micro_batch + 1 != self.lanes[lane(chunk)].first + *count {
+                    return None;
+                }
+            }
+            let lane = |chunk| lane(chunk) as u32;
+            Some(match action {
+                Action::F(chunk) => Step::F(lane(chunk)),
+                Action::I(chunk) => Step::I(lane(chunk)),
+                Action::W(chunk) => Step::W(lane(chunk)),
+                Action::B(chunk) => Step::B(lane(chunk)),
+                Action::FB(f, b) => Step::Pair(lane(f), lane(b)),
+            })
+        };
+        timetable.ranks.iter().map(|actions| actions.iter().map(|&action| step(action)).collect()).collect()
+    }
+
+    /// The timetable of orders that are [allowed](Self::allows).
+    pub fn timetable(&self, problem: &Problem, orders: &Orders) -> Timetable {
+        let mut f = vec![0_u32; self.lanes.len()];
+        let mut i = f.clone();
+        let mut pending = vec![VecDeque::new(); self.lanes.len()];
+        let take = |counts: &mut Vec<u32>, lane: u32| {
+            let lane = lane as usize;
+            counts[lane] += 1;
+            ChunkId::new(self.lanes[lane].stage, self.lanes[lane].first + counts[lane] - 1)
+        };
+        let mut action = |step: Step| match step {
+            Step::F(l) => Some(Action::F(take(&mut f, l))),
+            Step::I(l) => {
+                let chunk = take(&mut i, l);
+                pending[l as usize].push_back(chunk);
+                Some(Action::I(chunk))
+            }
+            Step::W(l) => pending[l as usize].pop_front().map(Action::W),
+            Step::B(l) => Some(Action::B(take(&mut i, l))),
+            Step::Pair(a, b) => Some(Action::FB(take(&mut f, a), take(&mut i, b))),
+        };
+        let ranks = orders.iter().map(|steps| steps.iter().filter_map(|&step| action(step)).collect()).collect();
+        Timetable { layout: problem.layout, ranks }
+    }
+}
+
+/// How far a lane has come.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    f: usize,
+    i: usize,
+    /// I whose W has not run.
+    pending: usize,
+}
