@@ -88,22 +88,26 @@ const SMALL: [(Placement, u32, u32, u32); 12] = [
     (Placement::V, 2, 2, 2),
     (Placement::Bidirectional, 2, 1, 3),
     (Placement::Bidirectional, 2, 1, 4),
-    (Placement::Bidirectional, 3, 1, 3),
+    (Placement::Bidirectional, 3, 1, 2),
 ];
 
 #[test]
 fn nothing_is_shorter_where_everything_was_tried() {
     let mut draw = Draw(1);
+    let (mut missed, mut total) = (Vec::new(), 0);
     for (placement, ranks, per_rank, micro_batches) in SMALL {
         for round in 0..12 {
             let layout = Layout::new(placement, ranks, per_rank, micro_batches);
             let problem = draw.problem(layout, round);
-            let (_, replay) = found(&problem, 4_000_000, Objective::Makespan);
+            let (_, replay) = found(&problem, 20_000_000, Objective::Makespan);
+            total += 1;
+            println!("{placement} P{ranks} M{micro_batches} {round}: {}", replay.makespan.0);
             if let Some(shorter) = Exhaustive::new(&problem, replay.makespan.0).shortest() {
-                panic!("{shorter} can be reached, {} was found: {problem:?}", replay.makespan.0);
+                missed.push(format!("{shorter} can be reached, {} was found: {problem:?}", replay.makespan.0));
             }
         }
     }
+    assert!(missed.is_empty(), "{} of {total}:\n{}", missed.len(), missed.join("\n"));
 }
 
 /// The enumerator itself finds what is known: P4 M8 is too large for it, but P2 M4 with equal costs takes 13, and nothing is
@@ -127,7 +131,7 @@ impl Draw {
     fn problem(&mut self, layout: Layout, round: u32) -> Problem {
         let mut cost = || {
             let (f, i, w) = (1 + self.below(4), 1 + self.below(4), self.below(4));
-            StageCost { f: Nanos(f), i: Nanos(i), w: Nanos(w), b: Nanos((i + w).saturating_sub(self.below(2)).max(1)) }
+            StageCost { f: Nanos(f), i: Nanos(i), w: Nanos(w), b: Nanos((i + w).saturating_sub(self.below(2)).max(i)) }
         };
         let stages: Vec<StageCost> = match round % 2 {
             0 => vec![cost(); layout.stages as usize],
@@ -175,7 +179,7 @@ struct Exhaustive<'a> {
     held: Vec<u64>,
     below: u64,
     best: Option<u64>,
-    seen: BTreeSet<Vec<u64>>,
+    seen: BTreeSet<Vec<u16>>,
 }
 
 impl<'a> Exhaustive<'a> {
@@ -216,7 +220,7 @@ impl<'a> Exhaustive<'a> {
     /// each timetable is tried once; and what has the same parts ended at the same times goes on in the same way.
     fn extend(&mut self, latest: (u64, u32)) {
         let state = self.ended.iter().flatten().map(|end| end.map_or(0, |end| end + 1));
-        let state = state.chain([latest.0, u64::from(latest.1)]).collect();
+        let state = state.chain([latest.0, u64::from(latest.1)]).map(|time| u16::try_from(time).unwrap()).collect();
         if !self.seen.insert(state) {
             return;
         }
@@ -232,7 +236,7 @@ impl<'a> Exhaustive<'a> {
             let end = start + self.problem.cost(action).0;
             let held = self.held[at] + action.forward().map_or(0, |chunk| self.memory(chunk).activation);
             let too_much = self.problem.memory.as_ref().is_some_and(|memory| held > memory.limits[at]);
-            if (start, rank) < latest || end >= self.below || too_much {
+            if (start, rank) < latest || end + self.work_left(rank, action) >= self.below || too_much {
                 continue;
             }
             let free = std::mem::replace(&mut self.free[at], end);
@@ -254,6 +258,31 @@ impl<'a> Exhaustive<'a> {
             }
             (self.free[at], self.held[at]) = (free, before);
         }
+    }
+
+    /// Less than what `rank` has to do after `action`, each F and B as short as any pair makes it.
+    fn work_left(&self, rank: u32, action: Action) -> u64 {
+        let Layout { stages, micro_batches, .. } = self.problem.layout;
+        let chunks = (0..stages).flat_map(|stage| (0..micro_batches).map(move |m| ChunkId::new(stage, m)));
+        let left = |chunk: ChunkId| {
+            let cost = &self.problem.stages[chunk.stage as usize];
+            let runs = |phase| self.ended(phase, chunk).is_none() && action.parts().all(|part| part != (phase, chunk));
+            let backward = cost.b.min(cost.i + cost.w);
+            let saved = |f: u32, b: u32| {
+                let other = &self.problem.stages[b as usize];
+                let apart = self.problem.stages[f as usize].f + other.b.min(other.i + other.w);
+                apart.saturating_sub(self.problem.pair_cost(f, b))
+            };
+            let most = (0..stages).map(|other| saved(chunk.stage, other)).max().unwrap();
+            let forward = if runs(Phase::F) { cost.f.saturating_sub(most) } else { Nanos(0) };
+            let backward = match (runs(Phase::I), runs(Phase::W)) {
+                (true, _) => backward,
+                (false, true) => cost.w,
+                (false, false) => Nanos(0),
+            };
+            (forward + backward).0
+        };
+        chunks.filter(|&chunk| self.problem.layout.rank_of(chunk) == rank).map(left).sum()
     }
 
     /// Actions whose parts have not run and whose inputs have.

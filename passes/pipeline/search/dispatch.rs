@@ -6,7 +6,8 @@
 //!
 //! Memory never locks up. A forward starts only if afterwards every lane of its rank with a later stage still has, or has
 //! room for, one chunk: so a chunk of the last stage can always run to its end, then one of the stage before, and so on to
-//! the first. Where a rank has no room for a chunk of each direction, the second direction waits for the end of the first.
+//! the first. Where a rank has no room for a chunk of each direction, all that is in flight has to be able to end instead,
+//! one micro-batch after the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,6 +26,8 @@ pub(super) struct Rule {
     pub backward: Vec<u64>,
     /// From the nominal start of a chunk to that of the next.
     pub period: u64,
+    /// Per lane: if its stage is the first, no F starts before.
+    pub release: Vec<u64>,
     /// Per lane, the most chunks between the start of F and the end of I; at least 1.
     pub caps: Vec<u32>,
     /// When a backward runs whole.
@@ -193,19 +196,16 @@ impl<'a> Run<'a> {
                 state.pending += 1;
                 self.pending[rank] += 1;
             }
-            let over = state.i == lane.count;
             self.tell(lane.before, end);
-            if over && self.model.in_turn && b == 0 {
-                // The second direction may begin.
-                let first = self.model.lanes.iter().find(|lane| lane.first > 0 && lane.stage == 0);
-                if let Some(first) = first {
-                    self.events.push(Reverse((end, first.rank)));
-                }
-            }
         }
         if let Step::W(l) = step {
             self.lanes[l as usize].pending -= 1;
             self.pending[rank] -= 1;
+        }
+        if self.model.tight {
+            // What is free here may be what a forward elsewhere waits for.
+            let asleep = (0..self.asleep.len()).filter(|&rank| self.asleep[rank]);
+            self.events.extend(asleep.map(|rank| Reverse((end, rank))));
         }
     }
 
@@ -309,29 +309,61 @@ impl<'a> Run<'a> {
                 let end = self.end_f[self.model.lanes[before].base + state.f];
                 (end != NEVER).then(|| end + hop)
             }
-            None if self.model.in_turn && lane.first > 0 => {
-                let first = &self.model.lanes[0];
-                let end = self.end_i[first.base + first.count - 1];
-                (end != NEVER).then_some(end)
-            }
-            None => Some(0),
+            None => Some(self.rule.release[at]),
         }
     }
 
-    /// Whether a chunk more of lane `at` leaves every lane with a later stage the room for one chunk.
+    /// Whether a chunk more of lane `at` fits, and leaves the way to the end open.
     fn has_room(&self, rank: usize, at: usize) -> bool {
         let model = self.model;
+        if model.tight {
+            let fits = self.held[rank] + model.lanes[at].activation <= model.limits[rank];
+            return fits && self.all_can_end(at);
+        }
         let lane = &model.lanes[at];
         let mut held = self.held[rank] + lane.activation;
         for &other in &model.of_rank[rank] {
             let (later, state) = (&model.lanes[other], self.lanes[other]);
-            let reserved = later.stage > lane.stage && (!model.in_turn || later.first == lane.first);
-            if reserved && state.f < later.count {
+            if later.stage > lane.stage && state.f < later.count {
                 let holds = (state.f - state.i) as u64 * later.activation + state.pending as u64 * later.for_weights;
                 held += later.activation.saturating_sub(holds);
             }
         }
         held <= model.limits[rank]
+    }
+
+    /// Whether the micro-batches in flight, with a chunk more on lane `at`, could end one after the other, each with all that
+    /// it needs: the banker's algorithm (Dijkstra 1965). What only W still reads counts as free, as W can run at any time.
+    fn all_can_end(&self, at: usize) -> bool {
+        let model = self.model;
+        let forwards = |lane: usize| self.lanes[lane].f + usize::from(lane == at);
+        let mut free = model.limits.clone();
+        for (lane, state) in model.lanes.iter().zip(&self.lanes) {
+            free[lane.rank] -= (state.f - state.i) as u64 * lane.activation;
+        }
+        free[model.lanes[at].rank] -= model.lanes[at].activation;
+        // Per direction: its lanes, and its oldest micro-batch that has not ended.
+        let stages = model.lanes.iter().filter(|lane| lane.first == 0).count();
+        let mut directions: Vec<(usize, usize)> =
+            (0..model.lanes.len()).step_by(stages).map(|first| (first, self.lanes[first].i)).collect();
+        loop {
+            let mut ended = false;
+            for (first, oldest) in &mut directions {
+                let lanes = *first..*first + stages;
+                let mut missing = lanes.clone().filter(|&lane| forwards(lane) <= *oldest);
+                let can_end = missing.all(|lane| free[model.lanes[lane].rank] >= model.lanes[lane].activation);
+                if *oldest < forwards(*first) && can_end {
+                    for lane in lanes.filter(|&lane| self.lanes[lane].i <= *oldest && forwards(lane) > *oldest) {
+                        free[model.lanes[lane].rank] += model.lanes[lane].activation;
+                    }
+                    *oldest += 1;
+                    ended = true;
+                }
+            }
+            if !ended {
+                return directions.iter().all(|&(first, oldest)| oldest == forwards(first));
+            }
+        }
     }
 
     /// F and B overlapped, if that is shorter and both are there, or will be soon.

@@ -10,8 +10,9 @@ use super::draw::Draw;
 use super::model::{Model, Orders, Step};
 use super::{Goal, Work};
 
-/// How often the search is heated and cooled down.
-const ROUNDS: u64 = 4;
+/// The search is heated and cooled down once for each: the most that a move may lose at first, in quarters of the longest
+/// part. Cool rounds polish, hot ones find other ways.
+const HEATS: [u64; 8] = [1, 4, 2, 8, 1, 4, 2, 1];
 
 /// How far a step may go at once.
 const FARTHEST: usize = 24;
@@ -32,15 +33,16 @@ pub(super) fn improve(
     let mut critical = critical_path(model, &clock, &orders, goal.next(current));
     let mut best = (current, orders.clone());
     let mut orders = orders;
-    let round = (work.left / ROUNDS).max(1);
-    let hottest = Energy::hottest(model);
+    let round = (work.left / HEATS.len() as u64).max(1);
+    let quarter = Energy::quarter(model);
     while !goal.reached(best.0) && !critical.is_empty() && work.time(model) {
         let Some((rank, changed)) = propose(model, &orders, &critical, draw) else { continue };
         if !model.allows(rank, &changed) {
             continue;
         }
         let old = std::mem::replace(&mut orders[rank], changed);
-        // The quotient is below `hottest`, a time.
+        let hottest = quarter * HEATS[(work.left / round) as usize % HEATS.len()];
+        // The quotient is below `hottest`.
         let heat = (u128::from(hottest) * u128::from(work.left % round) / u128::from(round)) as u64;
         let limit = Energy::of(model, current) + u128::from(draw.below_time(heat + 1));
         match clock.score(model, &orders, goal.objective).filter(|&score| Energy::of(model, score) <= limit) {
@@ -68,7 +70,7 @@ impl Energy {
     }
 
     /// A quarter of the longest part, as the first part of a score.
-    fn hottest(model: &Model) -> u64 {
+    fn quarter(model: &Model) -> u64 {
         let longest = model.lanes.iter().map(|lane| lane.f.max(lane.i).max(lane.w)).max().unwrap_or(0);
         longest * 2 * model.of_rank.len() as u64
     }

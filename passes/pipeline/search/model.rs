@@ -101,8 +101,8 @@ pub(super) struct Model {
     place: Vec<usize>,
     /// Chunks of all lanes.
     pub chunks: usize,
-    /// The second direction has to wait for the end of the first: some rank has no room for a chunk of each.
-    pub in_turn: bool,
+    /// Some rank has no room for a chunk of each of its lanes: both directions cannot always run at once.
+    pub tight: bool,
 }
 
 impl Model {
@@ -161,9 +161,9 @@ impl Model {
             Some(memory) => memory.limits.clone(),
             None => vec![u64::MAX; layout.ranks as usize],
         };
-        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, in_turn: false };
+        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, tight: false };
         model.check_sums()?;
-        model.in_turn = model.check_room()?;
+        model.tight = model.check_room()?;
         Ok(model)
     }
 
@@ -185,7 +185,7 @@ impl Model {
 
     /// That every rank has room for one micro-batch; whether one has no room for one of each direction.
     fn check_room(&self) -> Result<bool> {
-        let mut in_turn = false;
+        let mut tight = false;
         for (rank, held) in self.of_rank.iter().enumerate() {
             let mut needs = [0_u64; 2];
             for lane in held.iter().map(|&lane| &self.lanes[lane]) {
@@ -196,9 +196,9 @@ impl Model {
                 let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {needs} there");
                 return Err(Error::new(message).help("no timetable exists with so little memory"));
             }
-            in_turn |= held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>() > limit;
+            tight |= held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>() > limit;
         }
-        Ok(in_turn)
+        Ok(tight)
     }
 
     /// Duration of a step.

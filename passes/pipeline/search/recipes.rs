@@ -31,14 +31,17 @@ const PAIRINGS: [Pairing; 4] = [Pairing::Ready, Pairing::Within(1), Pairing::Wit
 
 const WHOLES: [Whole; 3] = [Whole::Never, Whole::WhileForwards, Whole::Always];
 
+/// Quarters of a micro-batch's way to the last stage and back, by which the micro-batches of each direction start later.
+const RELEASES: [[u64; 2]; 5] = [[0, 0], [0, 4], [4, 0], [0, 2], [2, 0]];
+
 /// Values of caps and period that a descent starts from: nothing held back; 1F1B; GPipe.
 const STARTS: [(usize, usize); 3] = [(0, 3), (3, 7), (0, 0)];
 
 /// How often a descent goes over all numbers.
 const ROUNDS: usize = 3;
 
-/// By place in the tables above: caps, period, behind, slack, patience, pairing, whole.
-pub(super) type Recipe = [usize; 7];
+/// By place in the tables above: caps, period, behind, slack, patience, pairing, whole, release.
+pub(super) type Recipe = [usize; 8];
 
 /// What makes rules from recipes, for one problem.
 pub(super) struct Recipes {
@@ -50,6 +53,8 @@ pub(super) struct Recipes {
     period: u64,
     /// Per lane, from the start of F to the end of I.
     round: Vec<u64>,
+    /// Per lane: it is of the second direction.
+    second: Vec<bool>,
     /// The longest F, I or W.
     longest: u64,
     ranks: usize,
@@ -76,15 +81,26 @@ impl Recipes {
         let period = model.of_rank.iter().map(|held| held.iter().map(|&at| lanes[at].work()).sum()).max();
         let round = (0..lanes.len()).map(|at| backward[at] + lanes[at].i - forward[at]).collect();
         let longest = lanes.iter().map(|lane| lane.f.max(lane.i).max(lane.w)).max();
+        let releases = if lanes.iter().any(|lane| lane.first > 0) { RELEASES.len() } else { 1 };
         let pairings = if model.pairs_help() { PAIRINGS.len() } else { 1 };
         Self {
             forward,
             backward,
             period: period.unwrap_or(0).max(1),
             round,
+            second: lanes.iter().map(|lane| lane.first > 0).collect(),
             longest: longest.unwrap_or(0),
             ranks: model.of_rank.len(),
-            sizes: [CAPS.len(), PERIODS.len(), BEHIND.len(), SLACKS.len(), PATIENCES.len(), pairings, WHOLES.len()],
+            sizes: [
+                CAPS.len(),
+                PERIODS.len(),
+                BEHIND.len(),
+                SLACKS.len(),
+                PATIENCES.len(),
+                pairings,
+                WHOLES.len(),
+                releases,
+            ],
         }
     }
 
@@ -131,14 +147,14 @@ impl Recipes {
         let mut starts = Vec::new();
         for (caps, period) in STARTS {
             for whole in 0..self.sizes[6] {
-                starts.extend((0..self.sizes[5]).map(|pairing| [caps, period, 0, 0, 0, pairing, whole]));
+                starts.extend((0..self.sizes[5]).map(|pairing| [caps, period, 0, 0, 0, pairing, whole, 0]));
             }
         }
         starts
     }
 
     pub fn rule(&self, recipe: Recipe) -> Rule {
-        let [caps, period, behind, slack, patience, pairing, whole] = recipe;
+        let [caps, period, behind, slack, patience, pairing, whole, release] = recipe;
         let (quarters, more) = CAPS[caps];
         let cap = |round: &u64| {
             let chunks = u128::from(*round) * u128::from(quarters) / 4;
@@ -151,6 +167,11 @@ impl Recipes {
             forward: self.forward.clone(),
             backward: self.backward.clone(),
             period: quarters(self.period, PERIODS[period]),
+            release: self
+                .second
+                .iter()
+                .map(|&second| quarters(self.round[0], RELEASES[release][usize::from(second)]))
+                .collect(),
             caps: self.round.iter().map(cap).collect(),
             whole: WHOLES[whole],
             pairing: match PAIRINGS[pairing] {

@@ -50,7 +50,7 @@ fn change(model: &Model, orders: &Orders, critical: &[(usize, usize)], rule: &mu
     let rank = draw.below(model.of_rank.len());
     let at = draw.below(model.lanes.len());
     let lane = &model.lanes[at];
-    match draw.below(8) {
+    match draw.below(9) {
         0 => {
             let cap = rule.caps[at].min(lane.count as u32);
             rule.caps[at] = if draw.coin() { cap + 1 } else { cap.saturating_sub(1).max(1) };
@@ -63,6 +63,7 @@ fn change(model: &Model, orders: &Orders, critical: &[(usize, usize)], rule: &mu
             let times = if draw.coin() { &mut rule.forward } else { &mut rule.backward };
             times[at] = if draw.coin() { times[at] + by } else { times[at].saturating_sub(by) };
         }
+        5 => rule.release[at] = draw.one_of(&[0, lane.f / 2, lane.f, 2 * lane.f]),
         _ => {
             let (rank, at) = match draw.below(4) {
                 0 => (rank, draw.below(orders[rank].len().max(1))),
