@@ -125,6 +125,18 @@ pub enum Origin {
     Unrolled,
 }
 
+impl Origin {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Published(kind) => kind.name(),
+            Self::Rule => "rule",
+            Self::Improved => "local search",
+            Self::Unrolled => "unrolled",
+        }
+    }
+}
+
 /// The shortest timetable found under the problem's memory limits.
 ///
 /// # Errors
