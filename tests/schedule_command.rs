@@ -135,3 +135,113 @@ fn what_cannot_be_is_refused_with_what_can() {
         assert!(said.contains(expected), "{said:?} should say {expected:?}");
     }
 }
+
+/// P4 M8 with equal costs at 1F1B's memory: 27 is optimal. Without the limit the two directions reach the bound, 25.
+#[test]
+fn auto_finds_known_optima() {
+    let base = ["--kind", "auto", "--pp", "4", "--micro-batches", "8"];
+    let linear = json(&[&base[..], &["--placement", "linear", "--memory", "4"]].concat());
+    assert_eq!((linear["makespan"].to_string(), linear["longest_span"].to_string()), ("27".into(), "27".into()));
+    assert_eq!(numbers(&linear["peak_activations_per_rank"]), [4.0; 4]);
+    assert_eq!(numbers(&linear["memory_per_rank"]), [4.0; 4]);
+    assert_eq!((&linear["kind"], &linear["placement"]), (&"auto".into(), &"linear".into()));
+    let any = json(&base);
+    assert_eq!((any["makespan"].to_string(), any["lower_bound"].to_string()), ("25".into(), "25".into()));
+    assert_eq!(any["placement"], "bidirectional");
+}
+
+/// A rank's costs are divided among its stages: one rank works as long, whatever its placement.
+#[test]
+fn auto_divides_a_ranks_costs_among_its_stages() {
+    for (placement, extra) in [("linear", &[][..]), ("v", &[]), ("loop", &[]), ("loop", &["--stages-per-rank", "4"])] {
+        let base = ["--kind", "auto", "--pp", "1", "--micro-batches", "3", "--f", "1.1", "--placement", placement];
+        let report = json(&[&base[..], extra].concat());
+        assert_eq!(report["makespan"].to_string(), "9.3", "{placement} {extra:?}");
+    }
+}
+
+#[test]
+fn costs_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| {
+        let path = folder.path().join("costs.csv");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    // By hand: down 1 + 0.5 + 2, back 2 + 1 + 4, the first stage's W at the end; hops of 0.25.
+    let path = write("stage,f,i,w\n0,1,4,3\n1,0.5,1,1\n2,2,2,0\n");
+    let args = ["--pp", "3", "--micro-batches", "1", "--comm", "0.25", "--costs", &path];
+    for kind in ["gpipe", "auto"] {
+        let report = json(&[&["--kind", kind, "--placement", "linear"], &args[..]].concat());
+        // GPipe's backward of the middle stage is whole: its W stands in the way.
+        let expected = if kind == "auto" { "14.5" } else { "15.5" };
+        assert_eq!(report["makespan"].to_string(), expected, "{kind}");
+    }
+    // As many stages as two for each rank are a V or a loop.
+    let path = write("stage,f,i,w\n0,1,1,1\n1,1,1,1\n2,1,1,1\n3,1,1,1\n");
+    let two = json(&["--kind", "auto", "--pp", "2", "--micro-batches", "3", "--costs", &path]);
+    assert!(two["placement"] == "v" || two["placement"] == "loop");
+    assert_eq!(two["stages_per_rank"], 2);
+    assert_eq!(json(&["--kind", "zb-v", "--pp", "2", "--micro-batches", "4", "--costs", &path])["kind"], "zb-v");
+}
+
+#[test]
+fn memory_is_kept_or_refused() {
+    let base = |kind: &'static str, memory: &'static str| {
+        ["--kind", kind, "--pp", "4", "--micro-batches", "8", "--placement", "linear", "--memory", memory]
+    };
+    assert!(json(&base("zb-h1", "4"))["makespan"] == 27);
+    let said = refusal(&base("gpipe", "4"));
+    assert!(said.contains("gpipe holds 8 activations on rank 0, which may hold 4"), "{said}");
+    assert!(said.contains("--memory 8"), "{said}");
+    assert_eq!(numbers(&json(&base("auto", "2,3,4,1"))["memory_per_rank"]), [2.0, 3.0, 4.0, 1.0]);
+    for (memory, expected) in [
+        ("0", "rank 0 may hold 0, but a micro-batch alone holds 1 there"),
+        ("4,4", "--memory has 2 numbers, but there are 4 ranks"),
+        ("x", "invalid"),
+    ] {
+        let said = refusal(&base("auto", memory));
+        assert!(said.contains(expected), "{said:?} should say {expected:?}");
+    }
+    let said = refusal(&["--kind", "auto", "--pp", "4", "--micro-batches", "8", "--placement", "v", "--memory", "1"]);
+    assert!(said.contains("a micro-batch alone holds 2 there"), "{said}");
+}
+
+#[test]
+fn a_bad_file_of_costs_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("costs.csv");
+    let path = path.to_str().unwrap();
+    let base = ["--kind", "auto", "--pp", "2", "--micro-batches", "8", "--costs", path];
+    let said = refusal(&base);
+    assert!(said.contains("cannot read"), "{said}");
+    for (text, expected) in [
+        (&b""[..], "does not start with the line `stage,f,i,w`"),
+        (b"stage,f,i\n0,1,1\n", "does not start with the line `stage,f,i,w`"),
+        (b"stage,f,i,w\n", "has no stages"),
+        (b"stage,f,i,w\n0,1,1,1\n1,1,1\n", "line 3: 3 columns, not 4"),
+        (b"stage,f,i,w\n0,1,1,1\n2,1,1,1\n", "line 3: column `stage` is `2`, but this is the line of stage 1"),
+        (b"stage,f,i,w\n0,1,x,1\n", "line 2: column `i` is `x`: a cost is a decimal number"),
+        (b"stage,f,i,w\n\n0,1,1,-1\n", "line 3: column `w` is `-1`: a cost is not negative"),
+        (b"stage,f,i,w\n0,0.0,1,1\n", "line 2: column `f` must be above 0"),
+        (b"stage,f,i,w\n0,1,1,1\n1,1,1,1\n2,1,1,1\n", "costs of 3 stages cannot be laid over 2 ranks"),
+        (b"stage,f,i,w\n\xff", "is not text in UTF-8"),
+    ] {
+        fs::write(path, text).unwrap();
+        let said = refusal(&base);
+        assert!(said.contains(expected), "{said:?} should say {expected:?}");
+    }
+    fs::write(path, "stage,f,i,w\n0,1,1,1\n1,1,1,1\n").unwrap();
+    for (args, expected) in [
+        (&["--kind", "zb-v"][..], "costs of 2 stages, but zb-v over 2 ranks has 4"),
+        (&["--kind", "auto", "--placement", "v"], "another number of stages"),
+        (&["--kind", "1f1b", "--placement", "v"], "lays its stages out as `linear`"),
+        (&["--kind", "1f1b", "--f", "2"], "cannot be used with"),
+        (&["--kind", "auto", "--pp", "0"], "not 0: use 1"),
+    ] {
+        let rest = ["--pp", "2", "--micro-batches", "8", "--costs", path];
+        let rest = if args.contains(&"--pp") { &rest[2..] } else { &rest[..] };
+        let said = refusal(&[args, rest].concat());
+        assert!(said.contains(expected), "{said:?} should say {expected:?}");
+    }
+}
