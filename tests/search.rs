@@ -101,7 +101,6 @@ fn nothing_is_shorter_where_everything_was_tried() {
             let problem = draw.problem(layout, round);
             let (_, replay) = found(&problem, 20_000_000, Objective::Makespan);
             total += 1;
-            println!("{placement} P{ranks} M{micro_batches} {round}: {}", replay.makespan.0);
             if let Some(shorter) = Exhaustive::new(&problem, replay.makespan.0).shortest() {
                 missed.push(format!("{shorter} can be reached, {} was found: {problem:?}", replay.makespan.0));
             }
@@ -147,7 +146,7 @@ impl Draw {
             }
         };
         let mut problem = Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(self.below(3))), memory: None };
-        if round % 4 != 0 {
+        if !round.is_multiple_of(4) {
             let stages: Vec<StageMemory> = (0..layout.stages)
                 .map(|_| {
                     let activation = 1 + self.below(3);

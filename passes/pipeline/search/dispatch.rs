@@ -6,8 +6,8 @@
 //!
 //! Memory never locks up. A forward starts only if afterwards every lane of its rank with a later stage still has, or has
 //! room for, one chunk: so a chunk of the last stage can always run to its end, then one of the stage before, and so on to
-//! the first. Where a rank has no room for a chunk of each direction, all that is in flight has to be able to end instead,
-//! one micro-batch after the other.
+//! the first. That is stricter than it needs to be where two directions share ranks with little room: there, all that is in
+//! flight has to be able to end instead, one micro-batch after the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -269,10 +269,10 @@ impl<'a> Run<'a> {
         if let Some(decision) = self.pair(now, f, b, coming_f, coming_b) {
             return decision;
         }
-        if self.pending[rank] > rule.behind[rank] {
-            if let Some(w) = self.weight(rank) {
-                return Decision::Run(w);
-            }
+        if self.pending[rank] > rule.behind[rank]
+            && let Some(w) = self.weight(rank)
+        {
+            return Decision::Run(w);
         }
         let forward_first = match (f, b) {
             (Some(f), Some(b)) => f.due < b.due,
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
             free[lane.rank] -= (state.f - state.i) as u64 * lane.activation;
         }
         free[model.lanes[at].rank] -= model.lanes[at].activation;
-        // Per direction: its lanes, and its oldest micro-batch that has not ended.
+        // Per direction, which has one lane on a rank: its first lane, and its oldest micro-batch that has not ended.
         let stages = model.lanes.iter().filter(|lane| lane.first == 0).count();
         let mut directions: Vec<(usize, usize)> =
             (0..model.lanes.len()).step_by(stages).map(|first| (first, self.lanes[first].i)).collect();
@@ -382,7 +382,7 @@ impl<'a> Run<'a> {
             Pairing::Within(within) => within,
         };
         match (f, b) {
-            (Some(f), Some(b)) => saves(f, b).then(|| Decision::Run(Step::Pair(f.lane as u32, b.lane as u32))),
+            (Some(f), Some(b)) => saves(f, b).then_some(Decision::Run(Step::Pair(f.lane as u32, b.lane as u32))),
             (Some(f), None) => {
                 let b = coming_b?;
                 (saves(f, b) && b.arrival - now <= within).then_some(Decision::Wait(b.arrival))

@@ -34,18 +34,18 @@ pub(super) fn improve(
     let mut best = (current, orders.clone());
     let mut orders = orders;
     let round = (work.left / HEATS.len() as u64).max(1);
-    let quarter = Energy::quarter(model);
+    let quarter = quarter(model);
     while !goal.reached(best.0) && !critical.is_empty() && work.time(model) {
         let Some((rank, changed)) = propose(model, &orders, &critical, draw) else { continue };
         if !model.allows(rank, &changed) {
             continue;
         }
         let old = std::mem::replace(&mut orders[rank], changed);
-        let hottest = quarter * HEATS[(work.left / round) as usize % HEATS.len()];
+        let hottest = quarter.saturating_mul(HEATS[(work.left / round) as usize % HEATS.len()]);
         // The quotient is below `hottest`.
         let heat = (u128::from(hottest) * u128::from(work.left % round) / u128::from(round)) as u64;
-        let limit = Energy::of(model, current) + u128::from(draw.below_time(heat + 1));
-        match clock.score(model, &orders, goal.objective).filter(|&score| Energy::of(model, score) <= limit) {
+        let limit = energy(model, current) + u128::from(draw.below_time(heat + 1));
+        match clock.score(model, &orders, goal.objective).filter(|&score| energy(model, score) <= limit) {
             Some(score) => {
                 current = score;
                 critical = critical_path(model, &clock, &orders, goal.next(current));
@@ -59,21 +59,17 @@ pub(super) fn improve(
     Some(best)
 }
 
-/// One number for a score, so that small losses of one part can be weighed against gains of another.
-struct Energy;
+/// One number for a score, so that small losses of one part can be weighed against gains of another. The first part counts as
+/// much as if every rank ended so much later, 8 times; the second, twice.
+fn energy(model: &Model, score: Score) -> u128 {
+    let ranks = model.of_rank.len() as u128;
+    u128::from(score.first) * 8 * ranks + u128::from(score.second) * 2 * ranks + u128::from(score.ends)
+}
 
-impl Energy {
-    /// The first part counts as much as if every rank ended so much later, 8 times; the second, twice.
-    fn of(model: &Model, score: Score) -> u128 {
-        let ranks = model.of_rank.len() as u128;
-        u128::from(score.first) * 8 * ranks + u128::from(score.second) * 2 * ranks + u128::from(score.ends)
-    }
-
-    /// A quarter of the longest part, as the first part of a score.
-    fn quarter(model: &Model) -> u64 {
-        let longest = model.lanes.iter().map(|lane| lane.f.max(lane.i).max(lane.w)).max().unwrap_or(0);
-        longest * 2 * model.of_rank.len() as u64
-    }
+/// What a quarter of the longest part is worth as the first part of a score.
+fn quarter(model: &Model) -> u64 {
+    let longest = model.lanes.iter().map(|lane| lane.f.max(lane.i).max(lane.w)).max().unwrap_or(0);
+    longest.saturating_mul(2 * model.of_rank.len() as u64)
 }
 
 /// A rank and its changed order; not necessarily an allowed one.

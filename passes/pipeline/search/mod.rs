@@ -1,11 +1,11 @@
 //! The search for a short timetable under memory limits.
 //!
-//! Candidates are the published schedules that fit, and what a memory-bounded list scheduler ([`dispatch`]) makes by rules.
-//! Rules are made from a few numbers ([`recipes`]), then changed one rank or step at a time ([`tune`]); the orders of the best
-//! are changed in turn ([`improve`]). So the result is never longer than a published schedule that fits.
+//! Candidates are the published schedules that fit, and what a memory-bounded list scheduler (`dispatch`) makes by rules.
+//! Rules are made from a few numbers (`recipes`), then changed one rank or step at a time (`tune`); the orders of the
+//! best are changed in turn (`improve`). So the result is never longer than a published schedule that fits.
 //!
 //! Where there are many micro-batches, a run of fewer with the same steady state is searched instead and its repeating part
-//! repeated ([`unroll`]); the rules that were the best there are tried on the whole as well.
+//! repeated (`unroll`); the rules that were the best there are tried on the whole as well.
 //!
 //! Micro-batches of a stage and direction run in order. Everything is timed exactly; nothing is proved: how far a result can
 //! be from the best is for [`lower_bound`](super::lower_bound) to say.
@@ -264,10 +264,10 @@ impl Pool<'_> {
         let scores = recipes.descend(self.model, self.goal.objective, &mut work.share(2));
         let rules: Vec<Rule> = scores.iter().take(RULES_ON_ALL).map(|&(_, recipe)| recipes.rule(recipe)).collect();
         for rule in rules.iter().take(STARTS) {
-            if let Some(orders) = dispatch(self.model, rule) {
-                if let Some(score) = self.offer(&orders, Origin::Rule) {
-                    starts.push((score, orders));
-                }
+            if let Some(orders) = dispatch(self.model, rule)
+                && let Some(score) = self.offer(&orders, Origin::Rule)
+            {
+                starts.push((score, orders));
             }
         }
         for (at, rule) in rules.iter().take(STARTS).enumerate() {

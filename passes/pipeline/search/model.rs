@@ -101,7 +101,8 @@ pub(super) struct Model {
     place: Vec<usize>,
     /// Chunks of all lanes.
     pub chunks: usize,
-    /// Some rank has no room for a chunk of each of its lanes: both directions cannot always run at once.
+    /// Two directions share ranks of which some have no room for two chunks of each: it has to be watched closely how the
+    /// directions stand in each other's way.
     pub tight: bool,
 }
 
@@ -183,7 +184,7 @@ impl Model {
         }
     }
 
-    /// That every rank has room for one micro-batch; whether one has no room for one of each direction.
+    /// That every rank has room for one micro-batch; whether one has no room for two of each of two directions.
     fn check_room(&self) -> Result<bool> {
         let mut tight = false;
         for (rank, held) in self.of_rank.iter().enumerate() {
@@ -196,7 +197,8 @@ impl Model {
                 let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {needs} there");
                 return Err(Error::new(message).help("no timetable exists with so little memory"));
             }
-            tight |= held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>() > limit;
+            let two = 2 * held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>();
+            tight |= self.lanes.iter().any(|lane| lane.first > 0) && two > limit;
         }
         Ok(tight)
     }

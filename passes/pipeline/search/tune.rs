@@ -16,6 +16,9 @@ const LATENESS: usize = 20;
 /// An exception is made at most so many steps before the step that the makespan hangs on.
 const BEFORE: usize = 4;
 
+/// Nominal times stay below this, longer than any timetable, so that they can be added up.
+const LATEST: u64 = 1 << 60;
+
 /// The best orders that rules near `rule` make, and their score. Stops where the goal is reached.
 pub(super) fn tune(model: &Model, goal: Goal, rule: Rule, work: &mut Work, draw: &mut Draw) -> Option<(Score, Orders)> {
     let mut clock = Clock::new(model);
@@ -61,7 +64,7 @@ fn change(model: &Model, orders: &Orders, critical: &[(usize, usize)], rule: &mu
         4 => {
             let by = lane.f.max(lane.i) / 2;
             let times = if draw.coin() { &mut rule.forward } else { &mut rule.backward };
-            times[at] = if draw.coin() { times[at] + by } else { times[at].saturating_sub(by) };
+            times[at] = if draw.coin() { (times[at] + by).min(LATEST) } else { times[at].saturating_sub(by) };
         }
         5 => rule.release[at] = draw.one_of(&[0, lane.f / 2, lane.f, 2 * lane.f]),
         _ => {

@@ -24,11 +24,21 @@ pub(super) struct Loop {
     time: u64,
 }
 
+/// Orders cut where a forward of the first lane starts.
+struct Cut {
+    /// Which forward.
+    number: usize,
+    /// When.
+    time: u64,
+    /// Per rank, the place of the first step behind the cut.
+    places: Vec<usize>,
+}
+
 /// The loops of orders that `clock` has just run: for each number of chunks the one that takes the least time, and of those
 /// the first; the fastest per chunk come first.
 pub(super) fn loops(model: &Model, clock: &Clock, orders: &Orders) -> Vec<Loop> {
     // States at the starts of the first lane's forwards, relative to how many there were.
-    let mut seen: BTreeMap<Vec<i64>, Vec<(usize, u64, Vec<usize>)>> = BTreeMap::new();
+    let mut seen: BTreeMap<Vec<i64>, Vec<Cut>> = BTreeMap::new();
     let mut best: BTreeMap<usize, Loop> = BTreeMap::new();
     let Some(first) = model.lanes.first() else { return Vec::new() };
     let mut cut = vec![0; orders.len()];
@@ -53,14 +63,14 @@ pub(super) fn loops(model: &Model, clock: &Clock, orders: &Orders) -> Vec<Loop> 
         }
         let relative = state.iter().flatten().map(|count| count - number as i64).collect();
         let before = seen.entry(relative).or_default();
-        for (earlier, start, from) in before.iter() {
-            let chunks = number - earlier;
-            let time = time - start;
+        for earlier in before.iter() {
+            let chunks = number - earlier.number;
+            let time = time - earlier.time;
             if best.get(&chunks).is_none_or(|best| time < best.time) {
-                best.insert(chunks, Loop { from: from.clone(), to: cut.clone(), chunks, time });
+                best.insert(chunks, Loop { from: earlier.places.clone(), to: cut.clone(), chunks, time });
             }
         }
-        before.push((number, time, cut.clone()));
+        before.push(Cut { number, time, places: cut.clone() });
     }
     let mut loops: Vec<Loop> = best.into_values().collect();
     loops.sort_by(|a, b| {
