@@ -6,13 +6,13 @@
 //!
 //! Memory never locks up. A forward starts only if afterwards every lane of its rank with a later stage still has, or has
 //! room for, one chunk: so a chunk of the last stage can always run to its end, then one of the stage before, and so on to
-//! the first. That is stricter than it needs to be where two directions share ranks with little room: there, all that is in
-//! flight has to be able to end instead, one micro-batch after the other.
+//! the first. Where two directions share ranks with little room, a rule may ask instead that all that is in flight be able to
+//! end, one micro-batch after the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::model::{Model, Orders, Step};
+use super::model::{Guard, Model, Orders, Step};
 
 /// No time that is known yet.
 const NEVER: u64 = u64::MAX;
@@ -26,6 +26,8 @@ pub(super) struct Rule {
     pub backward: Vec<u64>,
     /// From the nominal start of a chunk to that of the next.
     pub period: u64,
+    /// How memory is kept from locking up: one of the model's.
+    pub guard: Guard,
     /// Per lane: if its stage is the first, no F starts before.
     pub release: Vec<u64>,
     /// Per lane, the most chunks between the start of F and the end of I; at least 1.
@@ -202,7 +204,7 @@ impl<'a> Run<'a> {
             self.lanes[l as usize].pending -= 1;
             self.pending[rank] -= 1;
         }
-        if self.model.tight {
+        if self.rule.guard == Guard::Banker {
             // What is free here may be what a forward elsewhere waits for.
             let asleep = (0..self.asleep.len()).filter(|&rank| self.asleep[rank]);
             self.events.extend(asleep.map(|rank| Reverse((end, rank))));
@@ -316,7 +318,7 @@ impl<'a> Run<'a> {
     /// Whether a chunk more of lane `at` fits, and leaves the way to the end open.
     fn has_room(&self, rank: usize, at: usize) -> bool {
         let model = self.model;
-        if model.tight {
+        if self.rule.guard == Guard::Banker {
             let fits = self.held[rank] + model.lanes[at].activation <= model.limits[rank];
             return fits && self.all_can_end(at);
         }

@@ -84,6 +84,15 @@ impl Step {
     }
 }
 
+/// What a forward must leave free, besides fitting, so that everything can still end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// Room for one chunk of every lane with a later stage on its rank.
+    Reserve,
+    /// Room for all micro-batches in flight to end, one after the other: the banker's algorithm.
+    Banker,
+}
+
 /// Per rank, its steps.
 pub(super) type Orders = Vec<Vec<Step>>;
 
@@ -101,9 +110,8 @@ pub(super) struct Model {
     place: Vec<usize>,
     /// Chunks of all lanes.
     pub chunks: usize,
-    /// Two directions share ranks of which some have no room for two chunks of each: it has to be watched closely how the
-    /// directions stand in each other's way.
-    pub tight: bool,
+    /// How memory may be kept from locking up, the plainest first.
+    pub guards: &'static [Guard],
 }
 
 impl Model {
@@ -162,9 +170,9 @@ impl Model {
             Some(memory) => memory.limits.clone(),
             None => vec![u64::MAX; layout.ranks as usize],
         };
-        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, tight: false };
+        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, guards: &[] };
         model.check_sums()?;
-        model.tight = model.check_room()?;
+        model.guards = model.guards()?;
         Ok(model)
     }
 
@@ -184,23 +192,29 @@ impl Model {
         }
     }
 
-    /// That every rank has room for one micro-batch; whether one has no room for two of each of two directions.
-    fn check_room(&self) -> Result<bool> {
-        let mut tight = false;
+    /// The guards that do, if every rank has room for one micro-batch. Reserving needs room for a chunk of every lane; where
+    /// two directions share ranks and some have no room for two, it can also be stricter than it needs to be.
+    fn guards(&self) -> Result<&'static [Guard]> {
+        let (mut one, mut two) = (true, true);
         for (rank, held) in self.of_rank.iter().enumerate() {
             let mut needs = [0_u64; 2];
             for lane in held.iter().map(|&lane| &self.lanes[lane]) {
                 needs[usize::from(lane.first > 0)] += lane.activation;
             }
-            let (needs, limit) = (needs[0].max(needs[1]), self.limits[rank]);
-            if needs > limit {
-                let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {needs} there");
+            let (least, all, limit) = (needs[0].max(needs[1]), needs[0] + needs[1], self.limits[rank]);
+            if least > limit {
+                let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {least} there");
                 return Err(Error::new(message).help("no timetable exists with so little memory"));
             }
-            let two = 2 * held.iter().map(|&lane| self.lanes[lane].activation).sum::<u64>();
-            tight |= self.lanes.iter().any(|lane| lane.first > 0) && two > limit;
+            one &= all <= limit;
+            two &= 2 * all <= limit;
         }
-        Ok(tight)
+        let directions = self.lanes.iter().any(|lane| lane.first > 0);
+        Ok(match (one, two || !directions) {
+            (true, true) => &[Guard::Reserve],
+            (true, false) => &[Guard::Reserve, Guard::Banker],
+            (false, _) => &[Guard::Banker],
+        })
     }
 
     /// Duration of a step.

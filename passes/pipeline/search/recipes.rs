@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::clock::{Clock, Score};
 use super::dispatch::{Pairing, Rule, Whole, dispatch};
-use super::model::Model;
+use super::model::{Guard, Model};
 use super::{Objective, Work};
 
 /// Chunks in flight: quarters of what keeps the busiest rank at work, and how many more. The first is no cap at all.
@@ -40,8 +40,9 @@ const STARTS: [(usize, usize); 3] = [(0, 3), (3, 7), (0, 0)];
 /// How often a descent goes over all numbers.
 const ROUNDS: usize = 3;
 
-/// By place in the tables above: caps, period, behind, slack, patience, pairing, whole, release.
-pub(super) type Recipe = [usize; 8];
+/// By place in the tables above: caps, period, behind, slack, patience, pairing, whole, release, and the
+/// model's guards.
+pub(super) type Recipe = [usize; 9];
 
 /// What makes rules from recipes, for one problem.
 pub(super) struct Recipes {
@@ -58,6 +59,7 @@ pub(super) struct Recipes {
     /// The longest F, I or W.
     longest: u64,
     ranks: usize,
+    guards: &'static [Guard],
     /// Per number of a recipe, how many values it has.
     sizes: Recipe,
 }
@@ -91,6 +93,7 @@ impl Recipes {
             second: lanes.iter().map(|lane| lane.first > 0).collect(),
             longest: longest.unwrap_or(0),
             ranks: model.of_rank.len(),
+            guards: model.guards,
             sizes: [
                 CAPS.len(),
                 PERIODS.len(),
@@ -100,6 +103,7 @@ impl Recipes {
                 pairings,
                 WHOLES.len(),
                 releases,
+                model.guards.len(),
             ],
         }
     }
@@ -147,14 +151,14 @@ impl Recipes {
         let mut starts = Vec::new();
         for (caps, period) in STARTS {
             for whole in 0..self.sizes[6] {
-                starts.extend((0..self.sizes[5]).map(|pairing| [caps, period, 0, 0, 0, pairing, whole, 0]));
+                starts.extend((0..self.sizes[5]).map(|pairing| [caps, period, 0, 0, 0, pairing, whole, 0, 0]));
             }
         }
         starts
     }
 
     pub fn rule(&self, recipe: Recipe) -> Rule {
-        let [caps, period, behind, slack, patience, pairing, whole, release] = recipe;
+        let [caps, period, behind, slack, patience, pairing, whole, release, guard] = recipe;
         let (quarters, more) = CAPS[caps];
         let cap = |round: &u64| {
             let chunks = u128::from(*round) * u128::from(quarters) / 4;
@@ -166,6 +170,7 @@ impl Recipes {
         Rule {
             forward: self.forward.clone(),
             backward: self.backward.clone(),
+            guard: self.guards[guard],
             period: quarters(self.period, PERIODS[period]),
             release: self
                 .second
