@@ -53,8 +53,8 @@ fn peaks(problem: &Problem, memory: &Memory, timetable: &Timetable) -> Vec<u64> 
     timetable.ranks.iter().map(peak).collect()
 }
 
-/// Every row of the published numbers, met or beaten. There a chunk holds two units until the end of its I and one until the
-/// end of its W: 193 and 183 are out of reach of what holds all of it until W. (Rank 3 of 4 then runs at least 12-5 W before
+/// Every row of the published numbers, met or beaten, where a chunk holds two units until the end of its I and one until the end
+/// of its W. Two of the rows show that they count so too: 193 and 183 are out of reach of what holds all of it until W. (Rank 3 of 4 then runs at least 12-5 W before
 /// its last F, so its last I ends no sooner than 15 + 12·11 + 7·4, and that of rank 0 with its W 3·6 + 4 later: at 197.)
 #[test]
 fn meets_the_public_zero_bubble_heuristic() {
