@@ -4,7 +4,7 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use dualweave::ir::{Hops, Layout, Memory, PairCost, Problem, StageCost, StageMemory};
+use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
@@ -75,7 +75,7 @@ fn programs_to_plan(bencher: Bencher, size: (u32, u32)) {
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn timetable(bencher: Bencher, size: (u32, u32)) {
     let kind = ScheduleKind::DualPipe;
-    let layout = Layout::new(kind.placement(), size.0, 1, size.1);
+    let layout = Layout::new(kind.placement().expect("a published one"), size.0, 1, size.1);
     let cost = StageCost { f: Nanos(10), i: Nanos(10), w: Nanos(10), b: Nanos(20) };
     let problem = Problem {
         layout,
@@ -93,7 +93,7 @@ fn timetable(bencher: Bencher, size: (u32, u32)) {
 /// A bound where memory counts: it is reached by more arguments than one without.
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn bound(bencher: Bencher, size: (u32, u32)) {
-    let layout = Layout::new(ScheduleKind::DualPipe.placement(), size.0, 1, size.1);
+    let layout = Layout::new(Placement::Bidirectional, size.0, 1, size.1);
     let cost = StageCost { f: Nanos(10_000), i: Nanos(12_000), w: Nanos(8_000), b: Nanos(20_000) };
     let memory = Memory {
         stages: vec![StageMemory { activation: 3, for_weights: 2 }; layout.stages as usize],

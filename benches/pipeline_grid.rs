@@ -91,7 +91,7 @@ fn main() {
         let Ok(found) = search(&problem, &Limits::for_problem(&problem)) else { continue };
         let seconds = start.elapsed().as_secs_f64();
         let found = makespan(&problem, &found.timetable);
-        let published = ScheduleKind::ALL.into_iter().filter(|kind| kind.placement() == cell.placement);
+        let published = ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(cell.placement));
         let published = published
             .filter_map(|kind| generate(kind, &problem.layout).ok())
             .filter(|timetable| fits(&problem, timetable))

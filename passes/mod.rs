@@ -4,6 +4,7 @@
 //! [`lower`] → [`split`] → [`overlap`] → [`pipeline`] → [`place`] → [`emit`]. [`unit_work`] is an analysis that the first
 //! two read, [`solver`] what searches put integer programs to. [`compile`] runs them all.
 
+pub mod auto;
 pub mod emit;
 pub mod lower;
 pub mod overlap;
@@ -17,7 +18,7 @@ pub mod unit_work;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
-use crate::ir::{ChunkId, Hops, Layout, Stage, Timetable, Unit};
+use crate::ir::{ChunkId, Hops, Layout, Problem, Stage, Timetable, Unit};
 use crate::job::Job;
 use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
@@ -25,7 +26,7 @@ use crate::machine::Machine;
 use crate::plan::{Certificate, Plan, PlanStage};
 use crate::sim;
 use crate::units::{Bytes, Nanos};
-use overlap::{Budget, StageForms};
+use overlap::{Budget, Pairs, StageForms};
 use rewrite::choose::{Asked, Choice};
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
@@ -58,12 +59,17 @@ const TIGHTER: u32 = 4;
 
 /// Runs every pass on a checked job.
 ///
+/// The schedule `Auto` chooses the placement and the cut into stages as well: see [`auto`].
+///
 /// Rewritten layers may hold more at a time, since their weight gradients wait longer. Where the plan does not fit with them, but
 /// does without, programs with less workspace are looked for; if that does not help, the plan is made without.
 ///
 /// # Errors
 /// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
 pub fn compile(job: &Job) -> Result<Compiled> {
+    if job.training.schedule == ScheduleKind::Auto {
+        return auto::compile(job);
+    }
     let compiled = across_ranks(job, inside_chunks(job)?)?;
     let rewrites = job.training.overlap == PairOrder::Search && !rewrite::none_allowed(job);
     if !rewrites || fits(&compiled.plan)? {
@@ -78,8 +84,8 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     let mut fullest = compiled;
     for _ in 0..TIGHTER {
         let most = fullest.plan.programs.iter().map(|program| program.workspace).max().unwrap_or_default();
-        let less = most.saturating_sub(Bytes(1));
-        fullest = across_ranks(job, inside_chunks_within(job, Some(less))?)?;
+        let less = Wanted { workspace: Some(most.saturating_sub(Bytes(1))), ..Wanted::default() };
+        fullest = across_ranks(job, inside_chunks_as(job, &less)?)?;
         if fits(&fullest.plan)? {
             let better = fullest.plan.timetable.makespan < plain.plan.timetable.makespan;
             return Ok(if better { fullest } else { plain });
@@ -114,11 +120,19 @@ const WORTH_REWRITING: usize = 2;
 /// # Errors
 /// As [`compile`].
 pub fn inside_chunks(job: &Job) -> Result<Chunks> {
-    inside_chunks_within(job, None)
+    inside_chunks_as(job, &Wanted::default())
 }
 
-/// The same, with programs that need no more than `workspace` where there are such.
-fn inside_chunks_within(job: &Job, workspace: Option<Bytes>) -> Result<Chunks> {
+/// What chunks are made for.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    /// Programs that need no more than this where there are such.
+    workspace: Option<Bytes>,
+    /// The model cut behind the units that these count; `None`: into stages of about equal cost.
+    cut: Option<Vec<usize>>,
+}
+
+fn inside_chunks_as(job: &Job, wanted: &Wanted) -> Result<Chunks> {
     let training = &job.training;
     let machine = Machine::new(&job.cluster, training.memory_limit_gb);
     pipeline::precondition(training.schedule, training.pp, training.stages_per_rank(), training.micro_batches)?;
@@ -130,7 +144,7 @@ fn inside_chunks_within(job: &Job, workspace: Option<Bytes>) -> Result<Chunks> {
         CommunicationSms::Each => overlap::budget::offered(job),
         CommunicationSms::Fixed(_) | CommunicationSms::Best => Vec::new(),
     };
-    let plain = |sms: u32| inside_chunks_with(job, &machine, Budget::fixed(sms), workspace, &BTreeMap::new());
+    let plain = |sms: u32| inside_chunks_with(job, &machine, Budget::fixed(sms), wanted, &BTreeMap::new());
     let tried = shortest_first(training.schedule, numbers.into_iter().map(plain).collect::<Result<_>>()?)?;
     let mut rewritten = Vec::new();
     for chunks in tried.into_iter().take(WORTH_REWRITING) {
@@ -139,7 +153,7 @@ fn inside_chunks_within(job: &Job, workspace: Option<Bytes>) -> Result<Chunks> {
             rewritten.push(chunks);
         } else {
             let budget = Budget { sms: chunks.budget.sms, offered: offered.clone() };
-            rewritten.push(inside_chunks_with(job, &machine, budget, workspace, &forms)?);
+            rewritten.push(inside_chunks_with(job, &machine, budget, wanted, &forms)?);
         }
     }
     match shortest_first(training.schedule, rewritten)?.into_iter().next() {
@@ -175,16 +189,24 @@ fn inside_chunks_with(
     job: &Job,
     machine: &Machine,
     budget: Budget,
-    workspace: Option<Bytes>,
+    wanted: &Wanted,
     rewritten: &BTreeMap<Unit, Vec<Choice>>,
 ) -> Result<Chunks> {
-    let lowered = lower::lower(job, machine, budget.sms)?;
+    let lowered = match &wanted.cut {
+        Some(ends) => lower::cut(job, ends),
+        None => lower::lower(job, machine, budget.sms)?,
+    };
     let mut split = split::split(job, &lowered);
     let options = overlap::Options {
         budget: budget.clone(),
-        workspace,
+        workspace: wanted.workspace,
         order: job.training.overlap,
-        pairs: matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV),
+        pairs: match job.training.schedule {
+            ScheduleKind::DualPipe | ScheduleKind::DualPipeV => Pairs::OfTwoStages,
+            // With one micro-batch there is no second one to run beside it.
+            ScheduleKind::Auto if job.training.micro_batches > 1 => Pairs::All,
+            _ => Pairs::None,
+        },
     };
     let mut forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
     let choices = rewritten.values().map(Vec::len).max().unwrap_or(0);
@@ -200,24 +222,37 @@ fn inside_chunks_with(
     Ok(Chunks { machine: machine.clone(), lowered, split, overlapped, budget })
 }
 
+/// A search that only compares programs.
+const QUICK: pipeline::search::Limits =
+    pipeline::search::Limits { timings: 0, objective: pipeline::search::Objective::Makespan };
+
 /// Those with which the schedule's timetable is shorter come first; of equals, as they were.
 fn shortest_first(schedule: ScheduleKind, tried: Vec<Chunks>) -> Result<Vec<Chunks>> {
-    let layout = match tried.as_slice() {
-        [first, _, ..] => &first.lowered.layout,
-        _ => return Ok(tried),
-    };
-    let timetable = pipeline::generate(schedule, layout)?;
-    let timed = tried.into_iter().map(|chunks| Ok((chunks.makespan(&timetable)?, chunks)));
+    if tried.len() < 2 {
+        return Ok(tried);
+    }
+    let timed = tried.into_iter().map(|chunks| Ok((chunks.makespan(schedule)?, chunks)));
     let mut timed = timed.collect::<Result<Vec<_>>>()?;
     timed.sort_by_key(|(time, _)| *time);
     Ok(timed.into_iter().map(|(_, chunks)| chunks).collect())
 }
 
 impl Chunks {
-    /// How long a timetable takes with these programs, if messages take no time.
-    fn makespan(&self, timetable: &Timetable) -> Result<Nanos> {
+    /// The pipeline problem that the chunk programs pose; memory is left out.
+    fn problem(&self, job: &Job) -> Problem {
+        let stages = emit::stages(job, &self.machine, &self.lowered, &self.split, &self.overlapped);
+        let layout = self.lowered.layout;
+        self.overlapped.problem(layout, hops(job, &self.machine, &layout, &stages))
+    }
+
+    /// How long the schedule's timetable takes with these programs, if messages take no time; of `Auto` one that is found quickly.
+    fn makespan(&self, schedule: ScheduleKind) -> Result<Nanos> {
         let problem = self.overlapped.problem(self.lowered.layout, Hops::Uniform(Nanos::ZERO));
-        Ok(pipeline::replay(&problem, timetable)?.makespan)
+        let timetable = match schedule {
+            ScheduleKind::Auto => pipeline::search::search(&problem, &QUICK)?.timetable,
+            _ => pipeline::generate(schedule, &self.lowered.layout)?,
+        };
+        Ok(pipeline::replay(&problem, &timetable)?.makespan)
     }
 }
 
@@ -226,16 +261,20 @@ impl Chunks {
 /// # Errors
 /// As [`compile`].
 pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
-    let training = &job.training;
+    let timetable = pipeline::generate(job.training.schedule, &chunks.lowered.layout)?;
+    let problem = chunks.problem(job);
+    assemble(job, chunks, &problem, timetable)
+}
+
+/// The plan of a timetable: `place` and `emit`.
+fn assemble(job: &Job, chunks: Chunks, problem: &Problem, timetable: Timetable) -> Result<Compiled> {
     let Chunks { machine, lowered, split, overlapped, budget } = chunks;
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
-    let problem = overlapped.problem(lowered.layout, hops(job, &machine, &lowered.layout, &stages));
-    let timetable = pipeline::generate(training.schedule, &lowered.layout)?;
-    let replay = pipeline::replay(&problem, &timetable)?;
-    let certificate = Certificate { makespan: replay.makespan, lower_bound: pipeline::lower_bound(&problem) };
+    let replay = pipeline::replay(problem, &timetable)?;
+    let certificate = Certificate { makespan: replay.makespan, lower_bound: pipeline::lower_bound(problem) };
 
-    let gather = training.sharded_optimizer;
-    let input = place::Input { problem: &problem, timetable: &timetable, replay: &replay, stages: &stages, gather };
+    let gather = job.training.sharded_optimizer;
+    let input = place::Input { problem, timetable: &timetable, replay: &replay, stages: &stages, gather };
     let ranks = place::place(input);
     let loads = lowered.stages.into_iter().zip(&split).map(|(stage, split)| {
         let (computation, communication) = split::loads(&split.chunk, &machine, budget.sms);

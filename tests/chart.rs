@@ -11,7 +11,7 @@ use proptest::test_runner::RngSeed;
 
 /// Rows and makespan of a schedule; I and W cost the same as F, a pair what is given.
 fn rows(kind: ScheduleKind, ranks: u32, micro_batches: u32, cost: u64, pair: u64) -> (Vec<Row>, Nanos) {
-    let layout = Layout::new(kind.placement(), ranks, 2, micro_batches);
+    let layout = Layout::new(kind.placement().expect("a published one"), ranks, 2, micro_batches);
     let timetable = generate(kind, &layout).unwrap();
     let stage = StageCost { f: Nanos(cost), i: Nanos(cost), w: Nanos(cost), b: Nanos(2 * cost) };
     let stages = vec![stage; layout.stages as usize];
@@ -128,7 +128,7 @@ proptest! {
 
     #[test]
     fn no_line_is_wider_than_asked(
-        kind in prop::sample::select(&ScheduleKind::ALL[..]),
+        kind in prop::sample::select(&ScheduleKind::PUBLISHED[..]),
         ranks in 1..12_u32,
         micro_batches in 1..60_u32,
         cost in 1..10_000_000_u64,

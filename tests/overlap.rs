@@ -7,7 +7,7 @@ use dualweave::ir::{
 };
 use dualweave::job::training::PairOrder;
 use dualweave::machine::{Interference, LinkModel, Machine};
-use dualweave::passes::overlap::{Budget, Options, StageForms, overlap};
+use dualweave::passes::overlap::{Budget, Options, Pairs, StageForms, overlap};
 use dualweave::sim::time_program;
 use dualweave::units::{Bytes, Flops, Nanos};
 use proptest::prelude::*;
@@ -80,7 +80,7 @@ fn program(chunk: &Chunk) -> Program {
 fn program_on(chunk: &Chunk, machine: &Machine, budget: Budget) -> Program {
     let stage = StageForms::plain(chunk.clone());
     let layout = Layout::new(Placement::Linear, 1, 1, 1);
-    let options = Options { budget, workspace: None, order: PairOrder::Search, pairs: false };
+    let options = Options { budget, workspace: None, order: PairOrder::Search, pairs: Pairs::None };
     let overlapped = overlap(&[stage], &layout, machine, options);
     overlapped.programs[overlapped.stages[0].f as usize].clone()
 }

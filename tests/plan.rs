@@ -18,7 +18,7 @@ fn plan(schedule: ScheduleKind) -> Plan {
 
 #[test]
 fn what_is_written_is_read_back() {
-    for schedule in ScheduleKind::ALL {
+    for schedule in ScheduleKind::PUBLISHED {
         let plan = plan(schedule);
         let text = plan.to_ron();
         let read = Plan::from_ron("plan.ron", &text).unwrap_or_else(|error| panic!("{schedule}: {error:?}"));
@@ -43,8 +43,8 @@ fn odd_numbers_survive() {
 #[test]
 fn equal_jobs_give_equal_bytes() {
     assert_eq!(plan(ScheduleKind::DualPipe).to_ron(), plan(ScheduleKind::DualPipe).to_ron());
-    let texts: BTreeSet<String> = ScheduleKind::ALL.into_iter().map(|schedule| plan(schedule).to_ron()).collect();
-    assert_eq!(texts.len(), ScheduleKind::ALL.len());
+    let texts: BTreeSet<String> = ScheduleKind::PUBLISHED.into_iter().map(|schedule| plan(schedule).to_ron()).collect();
+    assert_eq!(texts.len(), ScheduleKind::PUBLISHED.len());
 }
 
 /// Line (from 1) at which an error points into `text`.

@@ -142,22 +142,36 @@ fn auto_finds_known_optima() {
     let base = ["--kind", "auto", "--pp", "4", "--micro-batches", "8"];
     let linear = json(&[&base[..], &["--placement", "linear", "--memory", "4"]].concat());
     assert_eq!((linear["makespan"].to_string(), linear["longest_span"].to_string()), ("27".into(), "27".into()));
-    assert_eq!(numbers(&linear["peak_activations_per_rank"]), [4.0; 4]);
+    assert!(numbers(&linear["peak_memory_per_rank"]).iter().all(|peak| *peak <= 4.0));
     assert_eq!(numbers(&linear["memory_per_rank"]), [4.0; 4]);
+    let more = json(&[&base[..], &["--placement", "linear", "--memory", "7"]].concat());
+    assert_eq!(more["longest_span"], 24);
     assert_eq!((&linear["kind"], &linear["placement"]), (&"auto".into(), &"linear".into()));
     let any = json(&base);
     assert_eq!((any["makespan"].to_string(), any["lower_bound"].to_string()), ("25".into(), "25".into()));
     assert_eq!(any["placement"], "bidirectional");
 }
 
-/// A rank's costs are divided among its stages: one rank works as long, whatever its placement.
+/// Where the placement is to be chosen, costs are those of a rank: one rank works as long, whatever it is. Where it is given, they are
+/// those of a stage, as for the other kinds.
 #[test]
-fn auto_divides_a_ranks_costs_among_its_stages() {
-    for (placement, extra) in [("linear", &[][..]), ("v", &[]), ("loop", &[]), ("loop", &["--stages-per-rank", "4"])] {
-        let base = ["--kind", "auto", "--pp", "1", "--micro-batches", "3", "--f", "1.1", "--placement", placement];
+fn costs_are_of_a_rank_or_of_a_stage() {
+    for (extra, expected) in [
+        (&[][..], "9.3"),
+        (&["--placement", "linear"], "9.3"),
+        (&["--placement", "v"], "18.6"),
+        (&["--placement", "loop", "--stages-per-rank", "4"], "37.2"),
+    ] {
+        let base = ["--kind", "auto", "--pp", "1", "--micro-batches", "3", "--f", "1.1"];
         let report = json(&[&base[..], extra].concat());
-        assert_eq!(report["makespan"].to_string(), "9.3", "{placement} {extra:?}");
+        assert_eq!(report["makespan"].to_string(), expected, "{extra:?}");
     }
+    // As much memory, in chunks of half the size: two of them are one activation.
+    let base = ["--kind", "auto", "--pp", "2", "--micro-batches", "8", "--memory", "2"];
+    let any = json(&base);
+    assert!(numbers(&any["peak_memory_per_rank"]).iter().all(|peak| *peak <= 2.0), "{any}");
+    let linear = json(&[&base[..], &["--placement", "linear"]].concat());
+    assert!(any["makespan"].as_f64() <= linear["makespan"].as_f64());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use dualweave::units::Nanos;
 fn plans() -> Vec<(String, Plan)> {
     let mut plans = Vec::new();
     for name in ["tiny", "deepseek-v3"] {
-        for schedule in ScheduleKind::ALL {
+        for schedule in ScheduleKind::PUBLISHED {
             let job =
                 load(&Path::new("examples").join(name).join("job.ron"), &Overrides::default()).expect("an example");
             let mut job = job.job;

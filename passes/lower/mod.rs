@@ -7,7 +7,7 @@
 mod partition;
 
 use crate::error::{Error, Result};
-use crate::ir::{Layout, Stage, Unit};
+use crate::ir::{Layout, Placement, Stage, Unit};
 use crate::job::Job;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
@@ -28,9 +28,7 @@ pub struct Lowered {
 /// # Errors
 /// If the model has fewer units (embedding, layers, MTP modules, head) than stages are asked for.
 pub fn lower(job: &Job, machine: &Machine, comm_sms: u32) -> Result<Lowered> {
-    let training = &job.training;
-    let layout =
-        Layout::new(training.schedule.placement(), training.pp, training.stages_per_rank(), training.micro_batches);
+    let layout = layout(job);
     let units = unit_work::units(job);
     if layout.stages as usize > units.len() {
         return Err(Error::new(format!(
@@ -56,14 +54,26 @@ pub fn lower(job: &Job, machine: &Machine, comm_sms: u32) -> Result<Lowered> {
             cost.0
         })
         .collect();
-    let ends = partition::partition(&costs, layout.stages as usize);
+    Ok(cut(job, &partition::partition(&costs, layout.stages as usize)))
+}
+
+/// Ranks, stages and micro-batches of a job; stages on a line if their placement is still to be chosen.
+fn layout(job: &Job) -> Layout {
+    let training = &job.training;
+    let placement = training.placement().unwrap_or(Placement::Linear);
+    Layout::new(placement, training.pp, training.stages_per_rank(), training.micro_batches)
+}
+
+/// Cuts the model behind the units that `ends` count: ascending, the last of them the number of units.
+pub fn cut(job: &Job, ends: &[usize]) -> Lowered {
+    let units = unit_work::units(job);
     let mut first = 0;
     let mut stages = Vec::with_capacity(ends.len());
-    for end in ends {
+    for &end in ends {
         stages.push(Stage { units: units[first..end].to_vec() });
         first = end;
     }
-    Ok(Lowered { layout, stages })
+    Lowered { layout: layout(job), stages }
 }
 
 /// A unit that stands for all that do the same work: layers differ only by kind and attention window.
@@ -83,7 +93,8 @@ pub(crate) fn alike(job: &Job, unit: Unit) -> Unit {
 /// Time of a unit's F, I and W.
 fn unit_cost(job: &Job, machine: &Machine, comm_sms: u32, unit: Unit) -> Nanos {
     let work = unit_work::unit_work(job, unit);
-    let overlaps = matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV);
+    let overlaps =
+        matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV | ScheduleKind::Auto);
     let compute_sms = if overlaps { machine.sms - comm_sms } else { machine.sms };
     let (mut computation, mut communication) = (Nanos::ZERO, Nanos::ZERO);
     for op in work.f.iter().chain(&work.i).chain(&work.w) {

@@ -37,8 +37,19 @@ pub struct Options {
     pub workspace: Option<Bytes>,
     /// How pairs are ordered.
     pub order: PairOrder,
-    /// Whether programs of pairs are wanted.
-    pub pairs: bool,
+    /// Which pairs FB programs are wanted of.
+    pub pairs: Pairs,
+}
+
+/// Pairs FB that a timetable may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// None.
+    None,
+    /// Of two stages of a rank, as DualPipe and DualPipeV do.
+    OfTwoStages,
+    /// Of any two stages of a rank, and of two micro-batches on one stage.
+    All,
 }
 
 /// Every program that a timetable of these stages can need.
@@ -90,7 +101,7 @@ impl StageForms {
 
 /// Orders all programs. Where the order is searched for, each program also has the form in which it is shortest.
 pub fn overlap(stages: &[StageForms], layout: &Layout, machine: &Machine, options: Options) -> Overlapped {
-    let pairs_wanted = options.pairs;
+    let wanted = options.pairs;
     let mut made = Programs {
         machine,
         options,
@@ -109,11 +120,11 @@ pub fn overlap(stages: &[StageForms], layout: &Layout, machine: &Machine, option
         })
         .collect();
     let mut pairs = BTreeMap::new();
-    if pairs_wanted {
+    if wanted != Pairs::None {
         for rank in 0..layout.ranks {
             let held = layout.stages_of(rank);
             for (&f, &b) in held.iter().flat_map(|f| held.iter().map(move |b| (f, b))) {
-                if f != b && !pairs.contains_key(&(f, b)) {
+                if (f != b || wanted == Pairs::All) && !pairs.contains_key(&(f, b)) {
                     let (forward, backward) = (&stages[f as usize], &stages[b as usize]);
                     pairs.insert((f, b), made.add(ProgramKind::FB, Some(forward), Some(backward)));
                 }

@@ -37,13 +37,9 @@ pub const MAX_CHUNKS: u64 = 1 << 22;
 /// # Errors
 /// If `layout` has another placement than the schedule, or [`precondition`] does not hold.
 pub fn generate(kind: ScheduleKind, layout: &Layout) -> Result<Timetable> {
-    if layout.placement != kind.placement() {
-        return Err(Error::new(format!(
-            "{kind} lays its stages out as `{}`; `{}` was given",
-            kind.placement(),
-            layout.placement
-        ))
-        .help(format!("use `{}`, or leave the placement out", kind.placement())));
+    if let Some(own) = kind.placement().filter(|own| *own != layout.placement) {
+        return Err(Error::new(format!("{kind} lays its stages out as `{own}`; `{}` was given", layout.placement))
+            .help(format!("use `{own}`, or leave the placement out")));
     }
     let Some(per_rank) = stages_per_rank(layout) else {
         return Err(Error::new(format!(
@@ -60,6 +56,7 @@ pub fn generate(kind: ScheduleKind, layout: &Layout) -> Result<Timetable> {
         ScheduleKind::ZbV => zb_v::rank,
         ScheduleKind::DualPipe => dualpipe::rank,
         ScheduleKind::DualPipeV => dualpipev::rank,
+        ScheduleKind::Auto => return Err(Error::new(format!("{kind} is searched for: it has no generator"))),
     };
     let ranks = (0..layout.ranks).map(|r| rank(layout, r)).collect();
     Ok(Timetable { layout: *layout, ranks })
@@ -80,9 +77,9 @@ pub fn precondition(kind: ScheduleKind, ranks: u32, stages_per_rank: u32, micro_
         return refuse("micro_batches", format!("{kind} needs at least 1 micro-batch, not 0: use 1"));
     }
     let per_rank = match kind.placement() {
-        Placement::Linear | Placement::Bidirectional => 1,
-        Placement::V => 2,
-        Placement::Loop => u64::from(stages_per_rank),
+        Some(Placement::Linear | Placement::Bidirectional) => 1,
+        Some(Placement::V) => 2,
+        Some(Placement::Loop) | None => u64::from(stages_per_rank),
     };
     if !(1..=u64::from(MAX_STAGES_PER_RANK)).contains(&per_rank) {
         let nearest = stages_per_rank.clamp(1, MAX_STAGES_PER_RANK);
@@ -101,7 +98,9 @@ pub fn precondition(kind: ScheduleKind, ranks: u32, stages_per_rank: u32, micro_
         ScheduleKind::DualPipe => dualpipe::precondition(ranks, micro_batches),
         ScheduleKind::DualPipeV => dualpipev::precondition(ranks, micro_batches),
         ScheduleKind::Interleaved => interleaved::precondition(ranks, micro_batches),
-        ScheduleKind::GPipe | ScheduleKind::OneFOneB | ScheduleKind::ZbH1 | ScheduleKind::ZbV => Ok(()),
+        ScheduleKind::GPipe | ScheduleKind::OneFOneB | ScheduleKind::ZbH1 | ScheduleKind::ZbV | ScheduleKind::Auto => {
+            Ok(())
+        }
     }
 }
 

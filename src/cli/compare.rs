@@ -20,13 +20,14 @@ use crate::view::table;
 const PLAIN_WIDTH: usize = 140;
 
 /// What the columns are, where their names do not say it, each line with the column that it is for.
-const LEGEND: [(&str, &str); 4] = [
+const LEGEND: [(&str, &str); 5] = [
     (
         "step",
         "step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.",
     ),
     ("act", "act: chunks whose activations a rank holds at its peak, and their bytes; of the rank that holds most."),
     ("copies", "copies: of the parameters."),
+    ("gap", "gap: of the timetable over what none with the same chunk programs and placement is below."),
     ("step", "◀: the fastest that fits."),
 ];
 
@@ -44,7 +45,7 @@ pub struct Args {
 
 /// Compiles and simulates the job under each schedule: on equal devices (the job's pipeline ranks), and on equal stages (the
 /// job's stages; schedules that hold two stages per rank then need half the ranks). The second is how DualPipe's authors
-/// compare it with DualPipeV.
+/// compare it with DualPipeV. `auto` chooses its stages itself, so it is in the first table only.
 ///
 /// # Errors
 /// If the job cannot be read or does not make sense. A schedule that cannot run it is a row that says why.
@@ -55,8 +56,10 @@ pub fn run(args: Args) -> Result<Verdict> {
     }
     let job = &loaded.job;
     let (ranks, stages) = (job.training.pp, job.training.stages());
-    let devices = ScheduleKind::ALL.map(|kind| row(variant(job, kind, Some(ranks)), kind));
-    let same_stages = ScheduleKind::ALL.map(|kind| row(variant(job, kind, ranks_for(kind, stages, job)), kind));
+    let published = ScheduleKind::PUBLISHED.into_iter();
+    let devices: Vec<Row> =
+        published.chain([ScheduleKind::Auto]).map(|kind| row(variant(job, kind, Some(ranks)), kind)).collect();
+    let same_stages = ScheduleKind::PUBLISHED.map(|kind| row(variant(job, kind, ranks_for(kind, stages, job)), kind));
     if args.json {
         output::print(&output::to_json(&Tables { equal_devices: &devices, equal_stages: &same_stages })?)?;
         return Ok(Verdict::Yes);
@@ -82,9 +85,9 @@ pub fn run(args: Args) -> Result<Verdict> {
 /// Ranks that hold `stages` stages under `kind`, if they divide.
 fn ranks_for(kind: ScheduleKind, stages: u32, job: &Job) -> Option<u32> {
     let per_rank = match kind.placement() {
-        Placement::Linear | Placement::Bidirectional => 1,
-        Placement::V => 2,
-        Placement::Loop => job.training.stages_per_rank.unwrap_or(2),
+        Some(Placement::Linear | Placement::Bidirectional) | None => 1,
+        Some(Placement::V) => 2,
+        Some(Placement::Loop) => job.training.stages_per_rank.unwrap_or(2),
     };
     stages.is_multiple_of(per_rank).then(|| stages / per_rank)
 }
@@ -98,7 +101,7 @@ fn variant(job: &Job, kind: ScheduleKind, ranks: Option<u32>) -> Result<Job> {
     job.training.schedule = kind;
     job.training.placement = None;
     job.training.pp = ranks;
-    if kind != ScheduleKind::Interleaved {
+    if !matches!(kind, ScheduleKind::Interleaved) {
         job.training.stages_per_rank = None;
     }
     job.check()?;
@@ -133,6 +136,7 @@ struct Numbers {
     step_ns: u64,
     timetable_makespan_ns: u64,
     timetable_lower_bound_ns: u64,
+    placement: Placement,
     bubble_share: f64,
     exposed_communication_share: f64,
     peak_activation_chunks: u32,
@@ -167,6 +171,7 @@ fn numbers(job: &Job) -> Result<Numbers> {
         step_ns: simulation.step.0,
         timetable_makespan_ns: plan.timetable.makespan.0,
         timetable_lower_bound_ns: plan.timetable.lower_bound.0,
+        placement: plan.layout.placement,
         bubble_share: share(simulation.ranks.iter().map(|rank| rank.bubble).sum()),
         exposed_communication_share: share(simulation.ranks.iter().map(|rank| rank.exposed).sum()),
         peak_activation_chunks: most.map_or(0, |rank| rank.chunks),
@@ -181,10 +186,12 @@ fn numbers(job: &Job) -> Result<Numbers> {
 /// A column of the tables: its name, and what it shows of a result.
 type Column = (&'static str, fn(&Numbers) -> String);
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 11] = [
+    ("stages", |numbers| numbers.placement.to_string()),
     ("ranks", |numbers| numbers.ranks.to_string()),
     ("GPUs", |numbers| grouped(numbers.gpus)),
     ("step", |numbers| Nanos(numbers.step_ns).to_string()),
+    ("gap", |numbers| percent(gap(numbers), 1.0)),
     ("bubble", |numbers| percent(numbers.bubble_share, 1.0)),
     ("exposed", |numbers| percent(numbers.exposed_communication_share, 1.0)),
     ("act", |numbers| format!("{} = {}", numbers.peak_activation_chunks, Bytes(numbers.peak_activation_bytes))),
@@ -193,8 +200,13 @@ const COLUMNS: [Column; 9] = [
     ("fits", |numbers| if numbers.fits { "yes".to_owned() } else { "no".to_owned() }),
 ];
 
+/// How much longer the timetable is than the bound on any of the same programs and placement.
+fn gap(numbers: &Numbers) -> f64 {
+    numbers.timetable_makespan_ns as f64 / (numbers.timetable_lower_bound_ns as f64).max(1.0) - 1.0
+}
+
 /// Columns that narrow terminals do without, the first of them first.
-const EXPENDABLE: [&str; 5] = ["ranks", "copies", "GPUs", "act", "exposed"];
+const EXPENDABLE: [&str; 7] = ["ranks", "copies", "GPUs", "stages", "act", "exposed", "gap"];
 
 /// Both tables with as many columns as `width` has room for, and the names of those that it has not.
 fn tables(tables: [&[Row]; 2], width: usize) -> ([String; 2], &'static [&'static str]) {

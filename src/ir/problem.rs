@@ -71,6 +71,21 @@ pub enum PairCost {
     Table(BTreeMap<(u32, u32), Nanos>),
 }
 
+impl Memory {
+    /// The most that the chunks of a rank hold at once, which runs these actions.
+    pub fn peak(&self, actions: &[Action]) -> u64 {
+        let of = |chunk: ChunkId| self.stages[chunk.stage as usize];
+        let (mut held, mut peak) = (0, 0);
+        for action in actions {
+            held += action.forward().map_or(0, |chunk| of(chunk).activation);
+            peak = peak.max(held);
+            held -= action.input_gradient().map_or(0, |chunk| of(chunk).activation - of(chunk).for_weights);
+            held -= action.weight_gradient().map_or(0, |chunk| of(chunk).for_weights);
+        }
+        peak
+    }
+}
+
 impl Problem {
     /// Duration of an action.
     pub fn cost(&self, action: Action) -> Nanos {

@@ -31,10 +31,10 @@ pub struct Training {
     pub sequence: u32,
     /// The pipeline schedule.
     pub schedule: ScheduleKind,
-    /// Stages that a rank holds, for `Interleaved`; fixed by the schedule for the others.
+    /// Stages that a rank holds, for `Interleaved`, and for `Auto` on a loop; fixed by the placement for the others.
     #[serde(default)]
     pub stages_per_rank: Option<u32>,
-    /// Where stages live; each schedule has its own, so this can only confirm it.
+    /// Where stages live. Each published schedule has its own, so this can only confirm it; `Auto` chooses, unless it is given.
     #[serde(default)]
     pub placement: Option<Placement>,
     /// What is computed again in the backward pass instead of being stored.
@@ -61,9 +61,14 @@ pub struct Training {
 }
 
 impl Training {
-    /// Stages that each rank holds for one direction of the pipeline.
+    /// Where stages live: as the schedule has it, or as is asked for. `None` if that is the compiler's to choose.
+    pub fn placement(&self) -> Option<Placement> {
+        self.schedule.placement().or(self.placement)
+    }
+
+    /// Stages that each rank holds for one direction of the pipeline; as on a line if their placement is still to be chosen.
     pub fn stages_per_rank(&self) -> u32 {
-        match self.schedule.placement() {
+        match self.placement().unwrap_or(Placement::Linear) {
             Placement::Linear | Placement::Bidirectional => 1,
             Placement::V => 2,
             Placement::Loop => self.stages_per_rank.unwrap_or(2),
@@ -86,7 +91,7 @@ impl Training {
     }
 }
 
-/// The published pipeline schedules. `passes::pipeline` has one generator for each.
+/// Pipeline schedules. `passes::pipeline` has a generator for each published one, and a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al. 2019).
@@ -110,20 +115,24 @@ pub enum ScheduleKind {
     /// DualPipe folded to a V, without the second copy of the parameters.
     #[value(name = "dualpipev")]
     DualPipeV,
+    /// The shortest that the compiler finds within the memory, F overlapped with B where that helps.
+    #[value(name = "auto")]
+    Auto,
 }
 
 impl ScheduleKind {
-    /// Every kind, in the order in which tables list them.
-    pub const ALL: [Self; 7] =
+    /// Every published kind, in the order in which tables list them.
+    pub const PUBLISHED: [Self; 7] =
         [Self::GPipe, Self::OneFOneB, Self::Interleaved, Self::ZbH1, Self::ZbV, Self::DualPipe, Self::DualPipeV];
 
-    /// Where this schedule's stages live.
-    pub fn placement(self) -> Placement {
+    /// Where this schedule's stages live; `None` if it can do with any placement.
+    pub fn placement(self) -> Option<Placement> {
         match self {
-            Self::GPipe | Self::OneFOneB | Self::ZbH1 => Placement::Linear,
-            Self::Interleaved => Placement::Loop,
-            Self::ZbV | Self::DualPipeV => Placement::V,
-            Self::DualPipe => Placement::Bidirectional,
+            Self::GPipe | Self::OneFOneB | Self::ZbH1 => Some(Placement::Linear),
+            Self::Interleaved => Some(Placement::Loop),
+            Self::ZbV | Self::DualPipeV => Some(Placement::V),
+            Self::DualPipe => Some(Placement::Bidirectional),
+            Self::Auto => None,
         }
     }
 
@@ -137,6 +146,7 @@ impl ScheduleKind {
             Self::ZbV => "zb-v",
             Self::DualPipe => "dualpipe",
             Self::DualPipeV => "dualpipev",
+            Self::Auto => "auto",
         }
     }
 }

@@ -64,7 +64,7 @@ impl Cell {
             let limits = problem.memory.as_ref().map(|memory| &memory.limits);
             limits.is_none_or(|limits| peaks.iter().zip(limits).all(|(&peak, &limit)| u64::from(peak) <= limit))
         };
-        let kinds = ScheduleKind::ALL.into_iter().filter(|kind| kind.placement() == self.placement);
+        let kinds = ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(self.placement));
         let makespans = kinds.filter_map(|kind| {
             precondition(kind, self.ranks, 1, self.micro_batches).ok()?;
             let replay = replay(problem, &generate(kind, &problem.layout).ok()?).ok()?;

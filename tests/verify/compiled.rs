@@ -19,7 +19,7 @@ use crate::plan_run::{Ranks, run};
 /// The plans of an example under every schedule that takes it so, with all the memory that there could be.
 fn plans(example: &str, overrides: &Overrides) -> Vec<(String, Plan)> {
     let path = Path::new("examples").join(example).join("job.ron");
-    ScheduleKind::ALL
+    ScheduleKind::PUBLISHED
         .into_iter()
         .filter_map(|schedule| {
             let overrides = Overrides { schedule: Some(schedule), placement: None, ..overrides.clone() };

@@ -243,7 +243,9 @@ impl Pool<'_> {
     }
 
     fn offer_published(&mut self, problem: &Problem) {
-        for kind in ScheduleKind::ALL.into_iter().filter(|kind| kind.placement() == problem.layout.placement) {
+        for kind in
+            ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(problem.layout.placement))
+        {
             let timetable = super::generate(kind, &problem.layout).ok();
             if let Some(orders) = timetable.and_then(|timetable| self.model.orders(&timetable)) {
                 self.offer(&orders, Origin::Published(kind));

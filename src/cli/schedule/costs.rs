@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
 use crate::units::Nanos;
 
+/// More than the chunks of any step.
+const MOST_ACTIVATIONS: u64 = 1 << 40;
+
 /// First line of a file of costs.
 const HEADER: [&str; 4] = ["stage", "f", "i", "w"];
 
@@ -101,6 +104,11 @@ impl Costs {
         (least..least + PLACES_FOR_PARTS).find(exact).unwrap_or(least + PLACES_FOR_PARTS)
     }
 
+    /// Into how many stages the share of a rank is cut that costs were given of.
+    pub fn parts(&self, layout: &Layout) -> u32 {
+        if matches!(self.stages, Stages::PerRank(_)) { layout.stages / layout.ranks } else { 1 }
+    }
+
     /// Placements that have as many stages as there are costs of, and how many of them a rank then holds; `per_rank` is for
     /// loops over equal stages.
     pub fn placements(&self, ranks: u32, per_rank: u32) -> Result<Vec<(Placement, u32)>> {
@@ -125,9 +133,18 @@ impl Costs {
     }
 }
 
-/// Activations that a rank may hold: one number for all ranks, or one for each.
-pub fn memory(limits: &[u64], layout: &Layout) -> Result<Memory> {
+/// Halves of an activation: what a chunk holds until the end of its I, and then until the end of its W.
+pub const HALVES: u64 = 2;
+
+/// Activations that a rank may hold, one number for all ranks or one for each; of stages of which so many make one that was given a
+/// cost. A chunk counts as the public zero-bubble scheduler counts it: one until the end of its I, half until the end of its W.
+/// In halves.
+pub fn memory(limits: &[u64], layout: &Layout, parts: u32) -> Result<Memory> {
     let ranks = layout.ranks as usize;
+    if let Some(limit) = limits.iter().find(|limit| **limit > MOST_ACTIVATIONS) {
+        return Err(Error::new(format!("--memory {limit} is more than any pipeline holds"))
+            .help(format!("give at most {MOST_ACTIVATIONS}, or leave it out")));
+    }
     let limits = match limits {
         [limit] => vec![*limit; ranks],
         limits if limits.len() == ranks => limits.to_vec(),
@@ -136,7 +153,24 @@ pub fn memory(limits: &[u64], layout: &Layout) -> Result<Memory> {
                 .help("give one number for all ranks, or one for each"));
         }
     };
-    Ok(Memory { stages: vec![StageMemory { activation: 1, for_weights: 1 }; layout.stages as usize], limits })
+    let limits = limits.into_iter().map(|limit| limit * HALVES * u64::from(parts)).collect();
+    let stage = StageMemory { activation: HALVES, for_weights: HALVES / 2 };
+    Ok(Memory { stages: vec![stage; layout.stages as usize], limits })
+}
+
+/// That each rank may hold what one micro-batch needs there, in activations as --memory counts them.
+pub fn check_room(memory: &Memory, layout: &Layout, parts: u32) -> Result<()> {
+    let per_rank = u64::from(layout.stages / layout.ranks) * HALVES;
+    let activations = |halves: u64| halves as f64 / (HALVES as f64 * f64::from(parts));
+    match (0..).zip(&memory.limits).find(|(_, limit)| **limit < per_rank) {
+        None => Ok(()),
+        Some((rank, &limit)) => {
+            let (limit, needed): (f64, f64) = (activations(limit), activations(per_rank));
+            let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {needed} there");
+            let rank: u32 = rank;
+            Err(Error::new(message).help(format!("give rank {rank} a --memory of at least {}", needed.ceil())))
+        }
+    }
 }
 
 /// Reads a file of costs: the header `stage,f,i,w`, then a line for each stage, in order from stage 0.

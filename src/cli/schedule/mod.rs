@@ -10,7 +10,6 @@ mod report;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use clap::builder::PossibleValue;
 
 use super::{Verdict, output};
 use crate::error::{Error, Result};
@@ -19,7 +18,7 @@ use crate::job::training::ScheduleKind;
 use crate::passes::pipeline::search::{Limits, Origin, search};
 use crate::passes::pipeline::{MAX_CHUNKS, MAX_RANKS, MAX_STAGES_PER_RANK, generate, precondition, replay};
 use crate::view::chart::Axis;
-use costs::{Costs, Stages};
+use costs::{Costs, HALVES, Stages};
 use decimal::Decimal;
 
 /// Arguments.
@@ -27,14 +26,14 @@ use decimal::Decimal;
 pub struct Args {
     /// The schedule.
     #[arg(long, value_enum)]
-    kind: Kind,
+    kind: ScheduleKind,
     /// Pipeline ranks.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pp: u32,
     /// Micro-batches of a step, over both directions.
     #[arg(long, value_name = "M", allow_negative_numbers = true)]
     micro_batches: u32,
-    /// Cost of a forward of a stage; with `auto`, of all stages of a rank together.
+    /// Cost of a forward of a stage; where the placement is `auto`'s to choose, of all stages of a rank together.
     #[arg(long, value_name = "COST", default_value = "1", allow_negative_numbers = true)]
     f: Decimal,
     /// Cost of a backward for the input.
@@ -52,8 +51,8 @@ pub struct Args {
     /// Costs of each stage, in place of --f, --i and --w: a file of the line `stage,f,i,w` and one for each stage, from 0.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["f", "i", "w"])]
     costs: Option<PathBuf>,
-    /// Activations that a rank may hold, one number for all or one for each. A chunk, of any stage of a rank, holds one from
-    /// the start of its F to the end of its W.
+    /// Activations that a rank may hold, one number for all or one for each. A chunk counts one from the start of its F to the
+    /// end of its I, and half from there to the end of its W.
     #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true)]
     memory: Vec<u64>,
     /// Where stages live; each published schedule has its own. `auto` tries all that there are costs for: with P stages linear
@@ -67,44 +66,6 @@ pub struct Args {
     /// What to print.
     #[arg(long, value_enum, default_value = "chart")]
     format: Format,
-}
-
-/// A published schedule, or the best that is found.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Published(ScheduleKind),
-    Auto,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Published(kind) => kind.name(),
-            Self::Auto => "auto",
-        }
-    }
-}
-
-impl ValueEnum for Kind {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [Kind; ScheduleKind::ALL.len() + 1] = {
-            let mut all = [Kind::Auto; ScheduleKind::ALL.len() + 1];
-            let mut at = 0;
-            while at < ScheduleKind::ALL.len() {
-                all[at] = Kind::Published(ScheduleKind::ALL[at]);
-                at += 1;
-            }
-            all
-        };
-        &ALL
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Published(kind) => kind.to_possible_value(),
-            Self::Auto => Some(PossibleValue::new("auto").help("The shortest timetable that a search finds")),
-        }
-    }
 }
 
 /// A placement, or the best.
@@ -149,13 +110,15 @@ struct Answer {
     /// Where the search has it from.
     origin: Option<Origin>,
     axis: Axis,
+    /// See [`Costs::parts`].
+    parts: u32,
 }
 
 /// Runs it.
 pub fn run(args: Args) -> Result<Verdict> {
-    let answer = match args.kind {
-        Kind::Published(kind) => published(&args, kind)?,
-        Kind::Auto => searched(&args)?,
+    let answer = match args.kind.placement() {
+        Some(placement) => published(&args, placement)?,
+        None => searched(&args)?,
     };
     let text = match args.format {
         Format::Tokens => answer.timetable.local_tokens(),
@@ -167,7 +130,9 @@ pub fn run(args: Args) -> Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
-fn published(args: &Args, kind: ScheduleKind) -> Result<Answer> {
+/// The schedule that is asked for, which has this placement.
+fn published(args: &Args, placement: Placement) -> Result<Answer> {
+    let kind = args.kind;
     let per_rank = match (kind, args.stages_per_rank) {
         (ScheduleKind::Interleaved, given) => given.unwrap_or(2),
         (_, None) => 1,
@@ -176,8 +141,8 @@ fn published(args: &Args, kind: ScheduleKind) -> Result<Answer> {
                 .help("leave it out, or use --kind interleaved"));
         }
     };
-    if !args.placement.allows(kind.placement()) {
-        return Err(Error::new(format!("{kind} lays its stages out as `{}`", kind.placement()))
+    if !args.placement.allows(placement) {
+        return Err(Error::new(format!("{kind} lays its stages out as `{placement}`"))
             .help("leave --placement out, or use --kind auto"));
     }
     let costs = read_costs(args, Stages::Equal)?;
@@ -186,7 +151,7 @@ fn published(args: &Args, kind: ScheduleKind) -> Result<Answer> {
             let (lines, ranks) = (list.len() as u64, u64::from(args.pp));
             let given = lines.checked_div(ranks).unwrap_or(0);
             let loops = kind == ScheduleKind::Interleaved && args.stages_per_rank.is_none();
-            let per_rank = if loops { given } else { u64::from(Layout::new(kind.placement(), 1, per_rank, 1).stages) };
+            let per_rank = if loops { given } else { u64::from(Layout::new(placement, 1, per_rank, 1).stages) };
             if lines != per_rank * ranks {
                 return Err(Error::new(format!(
                     "costs of {lines} stages, but {kind} over {ranks} ranks has {}",
@@ -200,30 +165,32 @@ fn published(args: &Args, kind: ScheduleKind) -> Result<Answer> {
         _ => per_rank,
     };
     precondition(kind, args.pp, per_rank, args.micro_batches)?;
-    let layout = Layout::new(kind.placement(), args.pp, per_rank, args.micro_batches);
+    let layout = Layout::new(placement, args.pp, per_rank, args.micro_batches);
     let places = costs.places(&[]);
     let mut problem = costs.problem(layout, places)?;
     let timetable = generate(kind, &layout)?;
     if !args.memory.is_empty() {
-        let memory = costs::memory(&args.memory, &layout)?;
-        let replay = replay(&problem, &timetable)?;
-        let peaks = replay.peak_activations_per_rank();
-        let short = (0..).zip(peaks.iter().zip(&memory.limits)).find(|(_, (peak, limit))| u64::from(**peak) > **limit);
+        let memory = costs::memory(&args.memory, &layout, 1)?;
+        let peaks: Vec<u64> = timetable.ranks.iter().map(|actions| memory.peak(actions)).collect();
+        let short = (0..).zip(peaks.iter().zip(&memory.limits)).find(|(_, (peak, limit))| peak > limit);
         if let Some((rank, (peak, limit))) = short {
-            let most = peaks.iter().max().unwrap_or(peak);
+            let most = peaks.iter().max().unwrap_or(peak).div_ceil(HALVES);
+            let (peak, limit) = (*peak as f64 / HALVES as f64, limit / HALVES);
             return Err(Error::new(format!("{kind} holds {peak} activations on rank {rank}, which may hold {limit}"))
                 .help(format!("use --memory {most}, or let --kind auto find what fits")));
         }
         problem.memory = Some(memory);
     }
-    Ok(Answer { problem, timetable, origin: None, axis: Axis { places, unit: "" } })
+    Ok(Answer { problem, timetable, origin: None, axis: Axis { places, unit: "" }, parts: 1 })
 }
 
 /// The shortest over the placements that there are costs for; of equals the first.
 fn searched(args: &Args) -> Result<Answer> {
     let per_rank = args.stages_per_rank.unwrap_or(2);
     check_size(args, per_rank)?;
-    let costs = read_costs(args, Stages::PerRank)?;
+    // As for the other schedules, unless placements with fewer and more stages are to be compared.
+    let of_numbers = if args.placement == PlacementChoice::Auto { Stages::PerRank } else { Stages::Equal };
+    let costs = read_costs(args, of_numbers)?;
     let all = costs.placements(args.pp, per_rank)?;
     let wanted: Vec<(Placement, u32)> =
         all.into_iter().filter(|(placement, _)| args.placement.allows(*placement)).collect();
@@ -245,11 +212,16 @@ fn searched(args: &Args) -> Result<Answer> {
         }
         let mut problem = costs.problem(layout, places)?;
         if !args.memory.is_empty() {
-            problem.memory = Some(costs::memory(&args.memory, &layout)?);
+            let memory = costs::memory(&args.memory, &layout, costs.parts(&layout))?;
+            if let Err(error) = costs::check_room(&memory, &layout, costs.parts(&layout)) {
+                // With another placement there may be room.
+                refused = refused.or(Some(error));
+                continue;
+            }
+            problem.memory = Some(memory);
         }
         let found = match search(&problem, &Limits::for_problem(&problem)) {
             Ok(found) => found,
-            // With another placement there may be room.
             Err(error) => {
                 refused = refused.or(Some(error));
                 continue;
@@ -259,7 +231,8 @@ fn searched(args: &Args) -> Result<Answer> {
         let length = (replay.makespan.0, replay.longest_span().0);
         if best.as_ref().is_none_or(|(best, _)| length < *best) {
             let axis = Axis { places, unit: "" };
-            best = Some((length, Answer { problem, timetable: found.timetable, origin: Some(found.origin), axis }));
+            let (timetable, origin, parts) = (found.timetable, Some(found.origin), costs.parts(&layout));
+            best = Some((length, Answer { problem, timetable, origin, axis, parts }));
         }
     }
     match (best, refused) {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::costs::HALVES;
 use super::{Answer, Args};
 use crate::cli::output;
 use crate::error::{Error, Result};
@@ -72,9 +73,12 @@ struct Report {
     longest_span: serde_json::Number,
     bubble_per_rank: Vec<serde_json::Number>,
     peak_activations_per_rank: Vec<u32>,
+    /// With --memory: what is held as it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_memory_per_rank: Option<Vec<f64>>,
     /// What --memory allows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    memory_per_rank: Option<Vec<u64>>,
+    memory_per_rank: Option<Vec<f64>>,
     lower_bound: serde_json::Number,
     /// makespan / lower_bound - 1.
     gap: f64,
@@ -84,7 +88,8 @@ struct Report {
 
 /// The object, on one line.
 pub fn json(args: &Args, answer: &Answer) -> Result<String> {
-    let Answer { problem, timetable, origin, axis } = answer;
+    let Answer { problem, timetable, origin, axis, parts } = answer;
+    let parts = *parts;
     let replay = replay(problem, timetable)?;
     let bound = lower_bound(problem);
     let number = |time: Nanos| number(time, *axis);
@@ -101,13 +106,25 @@ pub fn json(args: &Args, answer: &Answer) -> Result<String> {
         longest_span: number(replay.longest_span()),
         bubble_per_rank: replay.bubble_per_rank().into_iter().map(number).collect(),
         peak_activations_per_rank: replay.peak_activations_per_rank().to_vec(),
-        memory_per_rank: problem.memory.as_ref().map(|memory| memory.limits.clone()),
+        peak_memory_per_rank: problem.memory.as_ref().map(|memory| {
+            let peak = |actions: &Vec<_>| activations(memory.peak(actions), parts);
+            timetable.ranks.iter().map(peak).collect()
+        }),
+        memory_per_rank: problem
+            .memory
+            .as_ref()
+            .map(|memory| memory.limits.iter().map(|&limit| activations(limit, parts)).collect()),
         lower_bound: number(bound),
         gap: gap(replay.makespan, bound),
         actions: (0..).zip(&timetable.ranks).map(tokens).collect(),
     };
     let text = serde_json::to_string(&report).map_err(|error| Error::new(format!("no JSON can be made: {error}")))?;
     Ok(text + "\n")
+}
+
+/// Activations as --memory counts them, of stages of which `parts` make one that was given a cost.
+fn activations(halves: u64, parts: u32) -> f64 {
+    halves as f64 / (HALVES as f64 * f64::from(parts))
 }
 
 /// A time as a JSON number in the user's unit: whole, or the double nearest to the decimal.

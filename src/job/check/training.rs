@@ -2,8 +2,9 @@
 
 use super::bounds::{count, measure, nearest, suggest};
 use crate::error::{Error, Result};
+use crate::ir::Placement;
 use crate::job::model::{Attention, Dtype};
-use crate::job::training::{ScheduleKind, Training};
+use crate::job::training::Training;
 use crate::job::{Cluster, Job, Model};
 
 /// Most pipeline ranks.
@@ -53,8 +54,8 @@ fn counts(training: &Training) -> Result<()> {
 
 fn schedule(training: &Training) -> Result<()> {
     let (kind, own) = (training.schedule, training.schedule.placement());
-    match training.placement {
-        Some(placement) if placement != own => {
+    match (training.placement, own) {
+        (Some(placement), Some(own)) if placement != own => {
             return Err(Error::new(format!("{kind} lays its stages {own}, not {placement}"))
                 .help("remove `placement`: the schedule sets it")
                 .field("training.placement"));
@@ -62,7 +63,7 @@ fn schedule(training: &Training) -> Result<()> {
         _ => {}
     }
     match training.stages_per_rank {
-        Some(_) if kind != ScheduleKind::Interleaved => {
+        Some(_) if !matches!(training.placement(), Some(Placement::Loop) | None) => {
             return Err(Error::new(format!("{kind} sets itself how many stages a rank holds"))
                 .help("remove `stages_per_rank`, or choose the interleaved schedule")
                 .field("training.stages_per_rank"));

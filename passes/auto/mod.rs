@@ -1,0 +1,193 @@
+//! The schedule `auto`: which placement, which cut into stages, and which timetable.
+//!
+//! Every placement that the job leaves open is compiled: cut into stages of about equal cost, searched for a timetable within memory,
+//! then cut anew where a layer more here and one less there makes the timetable shorter. Of the plans that fit in memory the one whose
+//! simulated step is the shortest is taken; if none fits, the one that needs least.
+
+mod cut;
+mod room;
+
+use super::{Chunks, Compiled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline};
+use crate::error::{Error, Result};
+use crate::ir::Placement;
+use crate::job::Job;
+use crate::job::training::{PairOrder, ScheduleKind};
+use crate::passes::pipeline::search::{Limits, Objective, search};
+use crate::passes::rewrite;
+use crate::sim;
+use crate::units::{Bytes, Nanos};
+use room::Room;
+
+/// How often a search is repeated because its plan needs more beside its activations than was thought.
+const ROUNDS: usize = 4;
+
+/// Timings of an action that a first look at a placement and a cut may take.
+const GLANCE: u64 = 1_000_000;
+
+/// How many placements and cuts are compiled in full and searched for long: the best at a glance,
+const FINALISTS: usize = 3;
+
+/// and of these only those that are not longer than the best by more than one in so many.
+const NEAR: u64 = 50;
+
+/// The best plan over all placements, as the module says.
+///
+/// # Errors
+/// If no placement can be compiled: what the first one lacks.
+pub fn compile(job: &Job) -> Result<Compiled> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut refused = None;
+    for placement in placements(job) {
+        let mut job = job.clone();
+        job.training.placement = Some(placement);
+        if placement != Placement::Loop {
+            job.training.stages_per_rank = None;
+        }
+        match job.check().and_then(|()| Entry::of_cuts(&job)) {
+            Ok(all) => entries.extend(all),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    // Stable: of equals the first.
+    entries.sort_by_key(|entry| (entry.tried.lacks, entry.tried.step));
+    let near = entries.first().map(|best| (best.tried.lacks, best.tried.step + Nanos(best.tried.step.0 / NEAR)));
+    let finalists = entries.into_iter().take(FINALISTS);
+    let finalists = finalists.filter(|entry| near.is_some_and(|near| (entry.tried.lacks, entry.tried.step) <= near));
+    let mut best: Option<Tried> = None;
+    for entry in finalists {
+        for tried in entry.in_full()? {
+            if best.as_ref().is_none_or(|best| tried.is_better_than(best)) {
+                best = Some(tried);
+            }
+        }
+    }
+    match (best, refused) {
+        (Some(best), _) => Ok(best.compiled),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::new("there is no placement to try")),
+    }
+}
+
+/// A placement and a cut into stages, with the best plan at a glance: layers in their plain form, a short search.
+struct Entry {
+    job: Job,
+    cut: Option<Vec<usize>>,
+    chunks: Chunks,
+    tried: Tried,
+}
+
+impl Entry {
+    /// With the job's placement: stages of about equal cost, and another cut where that promises more.
+    fn of_cuts(job: &Job) -> Result<Vec<Self>> {
+        let mut plain = job.clone();
+        plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
+        let even = inside_chunks(&plain)?;
+        let other = cut::better(job, &even);
+        let glance = Limits { timings: GLANCE, objective: Objective::Makespan };
+        let entry = |cut: Option<Vec<usize>>, chunks: Chunks| {
+            let tried = within_memory(&plain, chunks.clone(), glance)?;
+            Ok(Self { job: job.clone(), cut, chunks, tried })
+        };
+        let mut entries = vec![entry(None, even)?];
+        if other.is_some() {
+            let wanted = Wanted { cut: other.clone(), ..Wanted::default() };
+            entries.push(entry(other, inside_chunks_as(&plain, &wanted)?)?);
+        }
+        Ok(entries)
+    }
+
+    /// The plans after a long search: with layers as they are rewritten, and, since those may hold more at a time, with plain ones.
+    fn in_full(self) -> Result<Vec<Tried>> {
+        let Self { job, cut, chunks, tried } = self;
+        let limits = |chunks: &Chunks| Limits::for_problem(&chunks.problem(&job));
+        let mut plans = vec![tried];
+        if job.training.overlap == PairOrder::Search && !rewrite::none_allowed(&job) {
+            let rewritten = inside_chunks_as(&job, &Wanted { cut, ..Wanted::default() })?;
+            let limits = limits(&rewritten);
+            let tried = within_memory(&job, rewritten, limits)?;
+            let fits = tried.lacks == Bytes::ZERO;
+            plans.push(tried);
+            if fits {
+                return Ok(plans);
+            }
+        }
+        let limits = limits(&chunks);
+        plans.push(within_memory(&job, chunks, limits)?);
+        Ok(plans)
+    }
+}
+
+/// The placements that a job leaves to the compiler, or the one that it names. A single rank has no use for any but a line, and a
+/// single micro-batch none for a second direction.
+pub fn placements(job: &Job) -> Vec<Placement> {
+    let training = &job.training;
+    match (training.placement(), training.stages_per_rank) {
+        (Some(placement), _) => vec![placement],
+        (None, Some(_)) => vec![Placement::Loop],
+        (None, None) if training.pp == 1 => vec![Placement::Linear],
+        (None, None) if training.micro_batches == 1 => vec![Placement::Linear, Placement::V, Placement::Loop],
+        (None, None) => vec![Placement::Linear, Placement::V, Placement::Bidirectional, Placement::Loop],
+    }
+}
+
+/// A plan, and what speaks for it.
+struct Tried {
+    compiled: Compiled,
+    /// By how much the rank that needs most memory has too little of it; zero if all fit.
+    lacks: Bytes,
+    /// Simulated.
+    step: Nanos,
+}
+
+impl Tried {
+    fn new(compiled: Compiled) -> Result<(Self, Vec<sim::memory::RankMemory>)> {
+        let simulation = sim::simulate(&compiled.plan)?;
+        let memory = sim::memory::memory(&compiled.plan, &simulation);
+        let limit = compiled.plan.machine.memory;
+        let lacks = memory.iter().map(|rank| rank.need.total().saturating_sub(limit)).max().unwrap_or_default();
+        Ok((Self { compiled, lacks, step: simulation.step }, memory))
+    }
+
+    fn is_better_than(&self, other: &Self) -> bool {
+        (self.lacks, self.step) < (other.lacks, other.step)
+    }
+}
+
+/// The best plan with these chunk programs: of the timetable that the search finds within memory, or of a published one. What a plan
+/// needs beside its activations is known when it is made, so a search may be repeated with less room.
+fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
+    let mut problem = chunks.problem(job);
+    let layout = chunks.lowered.layout;
+    let mut best: Option<Tried> = None;
+    let mut keep = |tried: Tried| {
+        if best.as_ref().is_none_or(|best| tried.is_better_than(best)) {
+            best = Some(tried);
+        }
+    };
+    for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(layout.placement)) {
+        if let Ok(timetable) = pipeline::generate(kind, &layout) {
+            keep(Tried::new(assemble(job, chunks.clone(), &problem, timetable)?)?.0);
+        }
+    }
+    let mut room = Room::new(job, &chunks);
+    for _ in 0..ROUNDS {
+        problem.memory = room.memory(&chunks);
+        let found = match search(&problem, &limits) {
+            Ok(found) => found,
+            // Nothing fits, whatever the order: then the shortest. A plan says what it lacks.
+            Err(_) if problem.memory.is_some() => {
+                problem.memory = None;
+                search(&problem, &limits)?
+            }
+            Err(error) => return Err(error),
+        };
+        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, found.timetable.clone())?)?;
+        let over = tried.lacks == Bytes::ZERO || problem.memory.is_none();
+        room.correct(&found.timetable, &memory);
+        keep(tried);
+        if over {
+            break;
+        }
+    }
+    best.ok_or_else(|| Error::new("no timetable was searched for"))
+}
