@@ -13,6 +13,7 @@ pub mod machine;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;
+pub mod runtime;
 pub mod sim;
 pub mod units;
 pub mod verify;
