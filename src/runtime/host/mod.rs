@@ -1,10 +1,25 @@
-//! The CPU reference runtime: the arithmetic of models in plain Rust, generic over [`Real`]: `f32` to train, `f64` to check
-//! gradients. [`tensor`] and [`product`] are matrices; [`precision`] rounds as bf16 and FP8 would.
+//! The CPU reference runtime: every part of a model with F, I (gradient of the input) and W (gradient of the weights) apart.
+//!
+//! From the bottom up: [`tensor`] and [`product`] are matrices; [`precision`] rounds as bf16 and FP8 would; [`layers`] are
+//! the parts of a model; [`unit`] composes them into the ops that a plan names; [`reference`] trains straight through,
+//! without a pipeline. There are no threads here, and no clock: the same inputs give the same bits on the same kind of CPU
+//! (the products use what vector instructions it has).
+//!
+//! Everything is generic over [`Real`]: `f32` to train, `f64` to check gradients.
 
+pub mod adamw;
+pub mod batch;
+pub mod layers;
+pub mod parameters;
 pub mod precision;
 pub mod product;
+mod random;
 mod real;
+pub mod reference;
+pub mod shape;
 pub mod tensor;
+pub mod unit;
 
 pub use real::Real;
+pub use shape::Shape;
 pub use tensor::Matrix;
