@@ -111,12 +111,10 @@ fn two_ranks_are_one(shape: &Shape, tolerance: f32) {
     let mut sent = Vec::new();
     for (kept, tokens) in keep.iter().zip(&tokens) {
         let dy = dy.rows_of(tokens.clone());
-        let by_holder = held.iter().map(|held| {
-            exchange::combine_input_gradient(shape, &kept.combine, &kept.routed.routing, &dy, held.clone())
-        });
-        let (rows, mut gradients): (Vec<_>, Vec<_>) = by_holder.unzip();
-        sent.push(rows);
-        weights.push(gradients.swap_remove(0));
+        let routing = &kept.routed.routing;
+        let by_holder = held.iter().map(|held| exchange::combine_input_gradient(shape, routing, &dy, held.clone()));
+        sent.push(by_holder.collect());
+        weights.push(exchange::combine_routing_gradient(&kept.combine, routing, &dy));
     }
     let counted: Vec<_> = keep.iter().map(|kept| kept.sent.clone()).collect();
     let mut saved_experts = saved_experts.into_iter();

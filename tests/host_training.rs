@@ -166,3 +166,14 @@ fn balancing_evens_out_the_loads() {
     let after = imbalance(&trainer);
     assert!(after < 1.5 && after < 0.5 * before, "largest load over the mean: {before}, then {after}");
 }
+
+#[test]
+fn batches_are_checked() {
+    let shape = shapes::dense_multi_head();
+    let refused = |sequence: Vec<u32>| Batch::new(&shape, vec![vec![0; 7], sequence]).expect_err("refused").to_string();
+    assert_eq!(refused(vec![0; 6]), "sequence 1 has 6 tokens");
+    assert_eq!(refused(vec![0, 0, 19, 0, 0, 0, 0]), "sequence 1 has the token 19");
+    let batch = Batch::new(&shape, vec![(0..7).collect(), (10..17).collect()]).expect("a batch");
+    assert_eq!(batch.tokens(), 12);
+    assert_eq!(batch.ahead(1), [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16]);
+}

@@ -1,7 +1,7 @@
 //! The CPU reference runtime: every part of a model with F, I (gradient of the input) and W (gradient of the weights) apart.
 //!
 //! From the bottom up: [`tensor`] and [`product`] are matrices; [`precision`] rounds as bf16 and FP8 would; [`layers`] are
-//! the parts of a model; [`unit`] composes them into the ops that a plan names; [`reference`] trains straight through,
+//! the parts of a model; [`mod@unit`] composes them into the ops that a plan names; [`mod@reference`] trains straight through,
 //! without a pipeline. There are no threads here, and no clock: the same inputs give the same bits on the same kind of CPU
 //! (the products use what vector instructions it has).
 //!

@@ -136,10 +136,10 @@ fn shrunk(model: &Model, training: &Training) -> Model {
     small.dense_width = model.dense_width.map(|width| width.min(2 * MOST.width));
     small.attention = shrunk_attention(&model.attention);
     if let Some(moe) = &mut small.moe {
-        let experts = moe.experts.min(MOST.experts.max(training.ep));
-        moe.groups = moe.groups.min(experts / 4).max(1);
-        // At least two experts in a group, and as many groups as make the number whole.
-        moe.experts = experts / moe.groups * moe.groups;
+        // As many on each rank; and at least four in a group.
+        moe.experts = moe.experts.min((MOST.experts / training.ep).max(1) * training.ep);
+        let groups = moe.groups.min(moe.experts / 4).max(1);
+        moe.groups = (1..=groups).rev().find(|&groups| moe.experts.is_multiple_of(groups)).unwrap_or(1);
         moe.topk_groups = moe.topk_groups.min(moe.groups.div_ceil(2)).max(1);
         moe.top_k = moe.top_k.min(moe.experts / moe.groups * moe.topk_groups).min(4);
         moe.width = moe.width.min(MOST.width);

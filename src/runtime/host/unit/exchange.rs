@@ -52,19 +52,21 @@ pub fn combine<T: Real>(
     (stream, CombineSaved(rows))
 }
 
-/// I of combine: the gradients of the rows of each expert of a range, and of all weights. Those of the residual stream and
-/// of the shared expert's result are `dy` itself. The gradient travels as it is, in dispatch's format, and is multiplied by
-/// the weight where it arrives.
+/// I of combine: the gradients of the rows of each expert of a range. Those of the residual stream and of the shared expert's
+/// result are `dy` itself. The gradient travels as it is, in dispatch's format, and is multiplied by the weight where it
+/// arrives.
 pub fn combine_input_gradient<T: Real>(
     shape: &Shape,
-    saved: &CombineSaved<T>,
     routing: &Routing<T>,
     dy: &Matrix<T>,
     experts: Range<u32>,
-) -> (ExpertRows<T>, Matrix<T>) {
-    let weights = permutation::weight_gradient(dy, &saved.0, routing);
-    let sent = rounded(dy, shape.policy.dispatch(), Tiles::Rows);
-    (permutation::spread(&sent, routing, experts), weights)
+) -> ExpertRows<T> {
+    permutation::spread(&rounded(dy, shape.policy.dispatch(), Tiles::Rows), routing, experts)
+}
+
+/// I of combine, too: the gradient of the weights, which stays with the tokens.
+pub fn combine_routing_gradient<T: Real>(saved: &CombineSaved<T>, routing: &Routing<T>, dy: &Matrix<T>) -> Matrix<T> {
+    permutation::weight_gradient(dy, &saved.0, routing)
 }
 
 fn all_rounded<T: Real>(mut rows: ExpertRows<T>, format: Format) -> ExpertRows<T> {

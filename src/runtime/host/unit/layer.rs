@@ -145,8 +145,8 @@ impl<T: Real> Layer<T> {
                 (AttentionGradient { stream, routed: None }, MlpForWeights::Dense(needed))
             }
             MlpSaved::Experts { routing, experts, shared, combine } => {
-                let (rows, weights) =
-                    exchange::combine_input_gradient(shape, &combine, &routing, &dy, all_experts(shape));
+                let rows = exchange::combine_input_gradient(shape, &routing, &dy, all_experts(shape));
+                let weights = exchange::combine_routing_gradient(&combine, &routing, &dy);
                 let (rows, experts) = self.experts_input_gradient(shape, experts, &rows);
                 let mut tokens = exchange::dispatch_input_gradient(shape, rows, &routing);
                 let shared = shared.and_then(|saved| self.shared_input_gradient(shape, saved, &routing, &dy));

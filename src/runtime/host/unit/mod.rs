@@ -8,11 +8,12 @@
 //! | MLP, dense | [`Layer::dense_forward`] | [`Layer::dense_input_gradient`] | [`Layer::accumulate_dense`] |
 //! | MLP, experts | [`Layer::experts_forward`] | [`Layer::experts_input_gradient`] | [`Layer::accumulate_experts`] |
 //! | MLP, shared expert | [`Layer::shared_forward`] | [`Layer::shared_input_gradient`] | [`Layer::accumulate_shared`] |
-//! | combine | [`exchange::combine`] | [`exchange::combine_input_gradient`] | |
+//! | combine | [`exchange::combine`] | [`exchange::combine_input_gradient`], [`exchange::combine_routing_gradient`] | |
 //! | head | [`Head::forward`] | [`Head::input_gradient`] | [`Head::accumulate`] |
 //!
 //! The attention op of an MTP module is [`MtpModule::input_forward`] (and so on), then that of its layer. An op that adds to
 //! gradients takes a value of the parameters' type that has them; W may run at any time after I, and in any order.
+//! Ops that compute again, quantise or pack have nothing to do here: everything is kept, and exchanges round what they send.
 //! An op computes the same whichever part of a micro-batch's tokens it gets, as long as attention gets whole sequences.
 
 pub mod attention;
