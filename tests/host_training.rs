@@ -3,10 +3,11 @@
 #[path = "host_runtime/shapes.rs"]
 mod shapes;
 
+use std::fs;
 use std::path::Path;
 
 use dualweave::job::model::Dtype;
-use dualweave::job::{Job, Overrides, load};
+use dualweave::job::{Job, Overrides, hf, load};
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::parameters::{Parameters, Role};
@@ -118,6 +119,26 @@ fn every_small_example_is_a_model_and_learns() {
         let last = (0..25).map(|_| trainer.step(&batch).losses).last().expect("steps");
         assert!(last.iter().zip(&first).all(|(last, first)| *last < 0.5 * first), "{name}: {first:?} to {last:?}");
     }
+}
+
+#[test]
+fn every_published_model_has_a_small_shape() {
+    let mut files: Vec<_> =
+        fs::read_dir("tests/data/hf").expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    let mut steps = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a config");
+        // Models whose arithmetic is not supported are refused.
+        let Ok(imported) = hf::import("config.json", &text) else { continue };
+        let shape = small(Job { model: imported.model, ..example("tiny") });
+        shape.model.check().unwrap_or_else(|error| panic!("{}: {error:?}", file.display()));
+        let mut trainer = Trainer::<f32>::new(shape.clone(), AdamW::default(), 0);
+        let step = trainer.step(&[Batch::random(&shape, 1, 0, 0)]);
+        assert!(step.gradient_norm.is_finite() && step.gradient_norm > 0.0, "{}", file.display());
+        steps += 1;
+    }
+    assert_eq!(steps, 15);
 }
 
 #[test]

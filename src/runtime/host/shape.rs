@@ -134,7 +134,7 @@ fn shrunk(model: &Model, training: &Training) -> Model {
     small.vocabulary = model.vocabulary.min(MOST.vocabulary);
     small.layers = model.layers.min(training.stages().max(4));
     small.dense_width = model.dense_width.map(|width| width.min(2 * MOST.width));
-    small.attention = shrunk_attention(&model.attention);
+    small.attention = shrunk_attention(&model.attention, small.layers);
     if let Some(moe) = &mut small.moe {
         // As many on each rank; and at least four in a group.
         moe.experts = moe.experts.min((MOST.experts / training.ep).max(1) * training.ep);
@@ -152,7 +152,7 @@ fn shrunk(model: &Model, training: &Training) -> Model {
     small
 }
 
-fn shrunk_attention(attention: &Attention) -> Attention {
+fn shrunk_attention(attention: &Attention, layers: u32) -> Attention {
     let mut small = attention.clone();
     match &mut small {
         Attention::Mha(dims) | Attention::Gqa(dims) => {
@@ -163,7 +163,10 @@ fn shrunk_attention(attention: &Attention) -> Attention {
                 dims.heads -= 1;
             }
             dims.head_dim = dims.head_dim.min(16);
-            dims.window.iter_mut().for_each(|window| window.size = window.size.min(8));
+            if let Some(window) = &mut dims.window {
+                window.size = window.size.min(8);
+                window.layers = shrunk_layers(&window.layers, layers);
+            }
         }
         Attention::Mla(dims) => {
             dims.heads = dims.heads.min(MOST.heads);
