@@ -111,7 +111,7 @@ pub fn steady_form(problem: &CyclicProblem) -> Option<CyclicSchedule> {
 
 /// The best order of some repetitions of a form, from its steady one.
 pub fn form_span(problem: &CyclicProblem, schedule: &CyclicSchedule, repetitions: u64) -> Option<LayerSpan> {
-    best_span(problem, repetitions, &[schedule], Limits { nodes: FORM_LAUNCHES })
+    best_span(problem, repetitions, &[schedule], Limits { nodes: FORM_SPANS })
 }
 
 /// Partial schedules of a form: it has more ops than a plain layer, each node takes longer.
@@ -119,6 +119,9 @@ const FORM_NODES: u64 = 2_000;
 
 /// The same where ops slow each other: each node looks at every pair of ops.
 const FORM_LAUNCHES: u64 = 200;
+
+/// Partial orders of a few layers of a form, which may have a hundred ops.
+const FORM_SPANS: u64 = 40;
 
 /// A schedule with its period where ops slow each other.
 fn slowed(problem: &CyclicProblem, schedule: CyclicSchedule) -> CyclicSchedule {
