@@ -73,3 +73,19 @@ fn bad_components_are_named() {
     }
     assert_eq!(overlap(&[]).status.code(), Some(2));
 }
+
+#[test]
+fn the_report_of_a_job_shows_its_forms_and_the_sms() {
+    let output = overlap(&["examples/tiny/job.ron"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    for part in [
+        "proved optimal",
+        "Rewritten, the layer may also run as",
+        "Form 1 differs from one op after the other",
+        "Best period by the SMs that communication gets",
+        "◀ best",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}

@@ -65,8 +65,15 @@ pub fn run(args: Args) -> Result<Verdict> {
             let title =
                 format!("{} on {}, {sms} SMs for communication", loaded.job.model.name, loaded.job.cluster.name);
             loaded.notes.iter().for_each(|note| output::note(format!("note: {note}")));
-            let rewritten = rewritten(&loaded.job, sms, args.layers).map_err(|error| loaded.locate(error))?;
-            (title, problem, Some(OfJob { sweep, rewritten }))
+            // The JSON is about the plain layer.
+            let of_job = match args.json {
+                true => None,
+                false => {
+                    let rewritten = rewritten(&loaded.job, sms, args.layers).map_err(|error| loaded.locate(error))?;
+                    Some(OfJob { sweep, rewritten })
+                }
+            };
+            (title, problem, of_job)
         }
         (None, None) => return Err(Error::new("there is nothing to overlap").help("name a job, or --components FILE")),
     };
