@@ -1,7 +1,8 @@
 //! The schedule `auto`: which placement, which cut into stages, and which timetable.
 //!
-//! Every placement that the job leaves open is compiled: cut into stages of about equal cost, searched for a timetable within memory,
-//! then cut anew where a layer more here and one less there makes the timetable shorter. Of the plans that fit in memory the one whose
+//! Every placement that the job leaves open is looked at: with stages of about equal cost, and with another cut where a layer more here
+//! and one less there takes work from the fullest rank; layers in their plain form, a short search. The best few are compiled in full and
+//! searched for long. Published timetables of the same chunk programs are always candidates. Of the plans that fit in memory the one whose
 //! simulated step is the shortest is taken; if none fits, the one that needs least.
 
 mod cut;
@@ -24,10 +25,10 @@ const ROUNDS: usize = 4;
 /// Timings of an action that a first look at a placement and a cut may take.
 const GLANCE: u64 = 1_000_000;
 
-/// How many placements and cuts are compiled in full and searched for long: the best at a glance,
+/// How many placements and cuts are compiled in full and searched for long, of those that are near the best at a glance.
 const FINALISTS: usize = 3;
 
-/// and of these only those that are not longer than the best by more than one in so many.
+/// Near: not longer by more than one part in so many.
 const NEAR: u64 = 50;
 
 /// The best plan over all placements, as the module says.
