@@ -1,4 +1,4 @@
-//! How short timetables can be: the lower bound and the exact search, against trying everything.
+//! How short timetables can be: the lower bound, the exact search and the search, against trying everything.
 
 #[path = "optimum/small_pipelines.rs"]
 mod small_pipelines;
@@ -9,3 +9,5 @@ mod exact;
 mod grid;
 #[path = "optimum/lower_bound.rs"]
 mod lower_bound;
+#[path = "optimum/search.rs"]
+mod search;
