@@ -1,8 +1,8 @@
 //! The search for timetables over a grid of pipelines: how often, and by how much, it is better than the published schedules
 //! that fit the same memory, and how far it is from the lower bound.
 //!
-//! `cargo bench --bench pipeline_grid -- CELLS` draws so many cells (default 200) from the grid, always the same ones, and
-//! prints the tables of `docs/pipeline.md` and the cells with the largest gaps.
+//! `cargo bench --bench pipeline_grid -- CELLS [FILE]` draws so many cells (default 200) from the grid, always the same ones,
+//! prints the tables of `docs/pipeline.md` and the cells with the largest gaps, and writes all cells to a CSV file.
 //!
 //! The grid: 1 to 16 ranks, 1 to 4P micro-batches, four placements, six sets of costs, memory for P/2, P, 3P/2 or 2P
 //! micro-batches per rank, overlapped pairs at 1, 0.8 and 0.67 of F + B. A rank's share of the model is divided equally among
@@ -15,7 +15,7 @@ use dualweave::ir::{
 };
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::search::{Limits, search};
-use dualweave::passes::pipeline::{generate, lower_bound, replay};
+use dualweave::passes::pipeline::{generate, replay};
 use dualweave::units::Nanos;
 
 /// Cells that are listed for their gap.
@@ -80,7 +80,9 @@ struct Outcome {
 }
 
 fn main() {
-    let cells = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(200);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let cells = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(200);
+    let file = arguments.iter().find(|argument| argument.parse::<u64>().is_err());
     let mut draw = Draw(1);
     let mut outcomes = Vec::new();
     for _ in 0..cells {
@@ -90,6 +92,7 @@ fn main() {
         // With one rank and half a micro-batch's room there is no timetable.
         let Ok(found) = search(&problem, &Limits::for_problem(&problem)) else { continue };
         let seconds = start.elapsed().as_secs_f64();
+        let bound = found.bound.0;
         let found = makespan(&problem, &found.timetable);
         let published = ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(cell.placement));
         let published = published
@@ -97,9 +100,12 @@ fn main() {
             .filter(|timetable| fits(&problem, timetable))
             .map(|timetable| makespan(&problem, &timetable))
             .min();
-        outcomes.push(Outcome { cell, found, bound: lower_bound(&problem).0, published, seconds });
+        outcomes.push(Outcome { cell, found, bound, published, seconds });
     }
     tables(&outcomes);
+    if let Some(file) = file {
+        std::fs::write(file, csv(&outcomes)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
     outcomes.sort_by(|a, b| b.gap().total_cmp(&a.gap()));
     println!("\nThe largest gaps");
     for outcome in outcomes.iter().take(LISTED) {
@@ -179,6 +185,19 @@ impl Outcome {
         let published = self.published?;
         (published > self.bound).then(|| (published - self.found) as f64 / (published - self.bound) as f64)
     }
+}
+
+/// One line per cell. Times in ns.
+fn csv(outcomes: &[Outcome]) -> String {
+    let line = |outcome: &Outcome| {
+        let Cell { placement, ranks, micro_batches, costs, memory, pair, .. } = outcome.cell;
+        let (costs, memory) = (COSTS[costs].1.replace(", ", "-"), MEMORY[memory].1);
+        let published = outcome.published.map(|time| time.to_string()).unwrap_or_default();
+        let (found, bound, gap) = (outcome.found, outcome.bound, 100.0 * outcome.gap());
+        format!("{placement},{ranks},{micro_batches},{costs},{memory},{pair},{published},{found},{bound},{gap:.2}\n")
+    };
+    let header = "placement,ranks,micro_batches,costs,memory,pair_percent,published,found,bound,gap_percent\n";
+    std::iter::once(header.to_owned()).chain(outcomes.iter().map(line)).collect()
 }
 
 fn tables(outcomes: &[Outcome]) {

@@ -224,7 +224,7 @@ fn inside_chunks_with(
 
 /// A search that only compares programs.
 const QUICK: pipeline::search::Limits =
-    pipeline::search::Limits { timings: 0, objective: pipeline::search::Objective::Makespan };
+    pipeline::search::Limits { timings: 0, nodes: 0, objective: pipeline::search::Objective::Makespan };
 
 /// Those with which the schedule's timetable is shorter come first; of equals, as they were.
 fn shortest_first(schedule: ScheduleKind, tried: Vec<Chunks>) -> Result<Vec<Chunks>> {
@@ -263,15 +263,16 @@ impl Chunks {
 pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
     let timetable = pipeline::generate(job.training.schedule, &chunks.lowered.layout)?;
     let problem = chunks.problem(job);
-    assemble(job, chunks, &problem, timetable)
+    let bound = pipeline::lower_bound(&problem);
+    assemble(job, chunks, &problem, timetable, bound)
 }
 
-/// The plan of a timetable: `place` and `emit`.
-fn assemble(job: &Job, chunks: Chunks, problem: &Problem, timetable: Timetable) -> Result<Compiled> {
+/// The plan of a timetable of which `bound` is proved: `place` and `emit`.
+fn assemble(job: &Job, chunks: Chunks, problem: &Problem, timetable: Timetable, bound: Nanos) -> Result<Compiled> {
     let Chunks { machine, lowered, split, overlapped, budget } = chunks;
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let replay = pipeline::replay(problem, &timetable)?;
-    let certificate = Certificate { makespan: replay.makespan, lower_bound: pipeline::lower_bound(problem) };
+    let certificate = Certificate { makespan: replay.makespan, lower_bound: bound };
 
     let gather = job.training.sharded_optimizer;
     let input = place::Input { problem, timetable: &timetable, replay: &replay, stages: &stages, gather };

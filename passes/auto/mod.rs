@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ir::Placement;
 use crate::job::Job;
 use crate::job::training::{PairOrder, ScheduleKind};
-use crate::passes::pipeline::search::{Limits, Objective, search};
+use crate::passes::pipeline::search::{Found, Limits, Objective, search};
 use crate::passes::rewrite;
 use crate::sim;
 use crate::units::{Bytes, Nanos};
@@ -84,7 +84,7 @@ impl Entry {
         plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
         let even = inside_chunks(&plain)?;
         let other = cut::better(job, &even);
-        let glance = Limits { timings: GLANCE, objective: Objective::Makespan };
+        let glance = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan };
         let entry = |cut: Option<Vec<usize>>, chunks: Chunks| {
             let tried = within_memory(&plain, chunks.clone(), glance)?;
             Ok(Self { job: job.clone(), cut, chunks, tried })
@@ -165,9 +165,10 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
             best = Some(tried);
         }
     };
+    let bound = pipeline::lower_bound(&problem);
     for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(layout.placement)) {
         if let Ok(timetable) = pipeline::generate(kind, &layout) {
-            keep(Tried::new(assemble(job, chunks.clone(), &problem, timetable)?)?.0);
+            keep(Tried::new(assemble(job, chunks.clone(), &problem, timetable, bound)?)?.0);
         }
     }
     let mut room = Room::new(job, &chunks);
@@ -182,9 +183,10 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
             }
             Err(error) => return Err(error),
         };
-        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, found.timetable.clone())?)?;
+        let Found { timetable, bound, .. } = found;
+        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, timetable.clone(), bound)?)?;
         let over = tried.lacks == Bytes::ZERO || problem.memory.is_none();
-        room.correct(&found.timetable, &memory);
+        room.correct(&timetable, &memory);
         keep(tried);
         if over {
             break;

@@ -160,7 +160,8 @@ pub struct Pair {
 pub struct Certificate {
     /// From the first action's start to the last one's end.
     pub makespan: Nanos,
-    /// No timetable of the same programs over the same placement is shorter.
+    /// No timetable of the same programs over the same placement is shorter; of the schedule `auto`: none that holds no more
+    /// activations than there was thought to be room for.
     pub lower_bound: Nanos,
 }
 

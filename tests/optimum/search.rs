@@ -25,7 +25,7 @@ fn memory(layout: Layout, stage: StageMemory, limit: u64) -> Option<Memory> {
 
 /// Searches with so many timings, and checks whatever must hold of the answer.
 fn found(problem: &Problem, timings: u64, objective: Objective) -> (Timetable, Replay) {
-    let found = search(problem, &Limits { timings, objective }).unwrap();
+    let found = search(problem, &Limits { timings, nodes: 0, objective }).unwrap();
     let replay = replay(problem, &found.timetable).unwrap();
     if let Some(memory) = &problem.memory {
         for (peak, limit) in peaks(problem, memory, &found.timetable).into_iter().zip(&memory.limits) {
@@ -73,6 +73,21 @@ fn meets_the_public_zero_bubble_heuristic() {
         rows += 1;
     }
     assert_eq!(rows, 10);
+}
+
+/// Four ranks with room for four chunks, and pairs of two thirds: local searches find no use for pairs there, and the bound hopes for
+/// many. The exact search shows that one saves what one can.
+#[test]
+fn small_problems_are_put_to_the_exact_search() {
+    let layout = Layout::new(Placement::Linear, 4, 1, 8);
+    let mut problem = equal(layout, [60, 60, 60], PairCost::Uniform(Nanos(120)), 0);
+    problem.memory = memory(layout, StageMemory { activation: 1, for_weights: 1 }, 4);
+    let answer = search(&problem, &Limits::for_problem(&problem)).unwrap();
+    let makespan = replay(&problem, &answer.timetable).unwrap().makespan;
+    let without = found(&problem, 20_000_000, Objective::Makespan).1.makespan;
+    println!("{makespan}, proved {}, without it {without}, bound {}", answer.bound, lower_bound(&problem));
+    assert_eq!((makespan, answer.bound), (Nanos(1560), Nanos(1560)));
+    assert!(makespan < without && lower_bound(&problem) < makespan);
 }
 
 /// Shapes that are searched exhaustively in well under a second, most of them.
@@ -208,7 +223,7 @@ fn too_little_memory_is_refused_with_what_is_needed() {
         let layout = Layout::new(placement, 3, 1, 5);
         let mut problem = equal(layout, [1, 1, 1], PairCost::Sum, 0);
         problem.memory = memory(layout, StageMemory { activation: 2, for_weights: 1 }, limit);
-        let error = search(&problem, &Limits { timings: 1000, objective: Objective::Makespan }).unwrap_err();
+        let error = search(&problem, &Limits { timings: 1000, nodes: 0, objective: Objective::Makespan }).unwrap_err();
         assert!(error.message().contains(needs), "{}", error.message());
         problem.memory = memory(layout, StageMemory { activation: 2, for_weights: 1 }, limit + 1);
         found(&problem, 1000, Objective::Makespan);

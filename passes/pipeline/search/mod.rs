@@ -4,29 +4,39 @@
 //! Rules are made from a few numbers (`recipes`), then changed one rank or step at a time (`tune`); the orders of the
 //! best are changed in turn (`improve`). So the result is never longer than a published schedule that fits.
 //!
+//! What repeats in them, and building blocks made to be repeated (`block`), are changed with all repetitions alike (`pattern`).
+//!
 //! Where there are many micro-batches, a run of fewer with the same steady state is searched instead and its repeating part
 //! repeated (`unroll`); the rules that were the best there are tried on the whole as well.
 //!
-//! Micro-batches of a stage and direction run in order. Everything is timed exactly; nothing is proved: how far a result can
-//! be from the best is for [`lower_bound`](super::lower_bound) to say.
+//! Small problems are also put to the exact search, which often shows that nothing is shorter, or finds what is.
+//!
+//! Micro-batches of a stage and direction run in order. Everything is timed exactly.
 
+mod block;
 mod clock;
 mod critical;
 mod dispatch;
 mod draw;
 mod improve;
 mod model;
+mod moves;
+mod pattern;
 mod recipes;
 mod tune;
 mod unroll;
 
+use super::{Exact, exact};
 use crate::error::{Error, Result};
 use crate::ir::{Layout, Placement, Problem, Timetable};
 use crate::job::training::ScheduleKind;
+use crate::units::Nanos;
 use clock::{Clock, Score};
 use dispatch::{Rule, dispatch};
 use draw::Draw;
 use model::{Model, Orders};
+use moves::Single;
+use pattern::{Pattern, PatternMoves};
 use recipes::Recipes;
 
 /// What a step costs that the list scheduler places, where timing a placed one costs 1; measured.
@@ -44,11 +54,28 @@ const SHORTEST_RUN: u32 = 32;
 /// Rules that are tried on the whole where a shorter run was searched.
 const RULES_ON_ALL: usize = 6;
 
+/// Patterns from which local searches start.
+const PATTERNS: usize = 3;
+
+/// One part in so many of the work that is left goes into patterns.
+const PATTERNS_SHARE: usize = 4;
+
+/// What a step costs that a pattern repeats and that is timed, where timing one costs 1; measured.
+const REPEATING: u64 = 2;
+
+/// A pattern is also searched with twice and with three times as many chunks in a repetition, up to so many.
+const LARGEST_PATTERN: usize = 6;
+
+/// Chunks of the largest problem that is put to the exact search, and partial timetables that it may look at.
+const EXACT: (u64, u64) = (160, 40_000);
+
 /// How much is tried, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Timings of an action, over all timetables that are tried. The published schedules and a few rules are tried always.
     pub timings: u64,
+    /// Partial timetables that the exact search may look at, if the makespan is what is made short.
+    pub nodes: u64,
     /// What is made short.
     pub objective: Objective,
 }
@@ -57,7 +84,8 @@ impl Limits {
     /// A fraction of a second for a pipeline of 8 ranks, and a time that grows with the number of chunks for larger ones.
     pub fn for_problem(problem: &Problem) -> Self {
         let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
-        Self { timings: 20_000_000 + 2_000 * chunks, objective: Objective::Makespan }
+        let nodes = if chunks <= EXACT.0 { EXACT.1 } else { 0 };
+        Self { timings: 20_000_000 + 2_000 * chunks, nodes, objective: Objective::Makespan }
     }
 }
 
@@ -110,6 +138,8 @@ pub struct Found {
     pub timetable: Timetable,
     /// Where it comes from.
     pub origin: Origin,
+    /// No timetable within the problem's memory has a shorter makespan.
+    pub bound: Nanos,
 }
 
 /// Where a timetable comes from.
@@ -119,10 +149,14 @@ pub enum Origin {
     Published(ScheduleKind),
     /// A rule of the list scheduler.
     Rule,
+    /// A pattern that repeats.
+    Pattern,
     /// A local search.
     Improved,
     /// The repeated part of a shorter run.
     Unrolled,
+    /// The exact search.
+    Exact,
 }
 
 impl Origin {
@@ -131,8 +165,10 @@ impl Origin {
         match self {
             Self::Published(kind) => kind.name(),
             Self::Rule => "rule",
+            Self::Pattern => "pattern",
             Self::Improved => "local search",
             Self::Unrolled => "unrolled",
+            Self::Exact => "exact search",
         }
     }
 }
@@ -146,7 +182,7 @@ pub fn search(problem: &Problem, limits: &Limits) -> Result<Found> {
     check(problem)?;
     let model = Model::new(problem)?;
     let goal = Goal::new(problem, &model, limits.objective);
-    let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None };
+    let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
     pool.offer_published(problem);
     let mut work = Work { left: limits.timings };
     match short_run(&problem.layout) {
@@ -156,7 +192,27 @@ pub fn search(problem: &Problem, limits: &Limits) -> Result<Found> {
     let Some((_, orders, origin)) = pool.best else {
         return Err(Error::new("no rule of the search makes a timetable for this pipeline"));
     };
-    Ok(Found { timetable: model.timetable(problem, &orders), origin })
+    let found = Found { timetable: model.timetable(problem, &orders), origin, bound: super::lower_bound(problem) };
+    if limits.nodes == 0 || limits.objective != Objective::Makespan {
+        Ok(found)
+    } else {
+        exactly(problem, found, limits.nodes)
+    }
+}
+
+/// What the exact search makes of what was found.
+fn exactly(problem: &Problem, found: Found, nodes: u64) -> Result<Found> {
+    let makespan = |timetable: &Timetable| super::replay(problem, timetable).map(|replay| replay.makespan);
+    let below = makespan(&found.timetable)?;
+    if below <= found.bound {
+        return Ok(found);
+    }
+    Ok(match exact(problem, below, nodes) {
+        Exact::NoneShorter => Found { bound: below, ..found },
+        Exact::Optimal(timetable) => Found { bound: makespan(&timetable)?, origin: Origin::Exact, timetable },
+        Exact::Open { found: Some(timetable), bound } => Found { timetable, origin: Origin::Exact, bound },
+        Exact::Open { found: None, bound } => Found { bound, ..found },
+    })
 }
 
 /// That the parts of a problem are of one size.
@@ -208,6 +264,11 @@ impl Work {
         self.take(model.steps())
     }
 
+    /// For making orders of a pattern, and timing them.
+    fn repeat(&mut self, model: &Model) -> bool {
+        self.take((REPEATING + 1) * model.steps())
+    }
+
     /// For making orders by a rule, and timing them.
     fn schedule(&mut self, model: &Model) -> bool {
         self.take((SCHEDULING + 1) * model.steps())
@@ -227,6 +288,8 @@ struct Pool<'a> {
     goal: Goal,
     clock: Clock,
     best: Option<(Score, Orders, Origin)>,
+    /// The best patterns, the best first.
+    patterns: Vec<(Score, Pattern)>,
 }
 
 impl Pool<'_> {
@@ -282,6 +345,8 @@ impl Pool<'_> {
                 starts.push((score, orders));
             }
         }
+        self.search_patterns(&starts, &mut work.share(PATTERNS_SHARE), &mut draw);
+        starts.extend(self.patterns.iter().map(|(score, pattern)| (*score, pattern.orders(self.model))));
         starts.sort();
         starts.dedup_by_key(|(score, _)| *score);
         starts.truncate(STARTS);
@@ -290,11 +355,55 @@ impl Pool<'_> {
                 break;
             }
             let mut share = work.share(left);
-            if let Some((_, orders)) = improve::improve(self.model, self.goal, orders, &mut share, &mut draw) {
+            if let Some((_, orders)) =
+                improve::improve(self.model, self.goal, orders, &mut Single, &mut share, &mut draw)
+            {
                 self.offer(&orders, Origin::Improved);
             }
         }
         rules
+    }
+
+    /// Looks for patterns: those of orders that are known, and building blocks; and then near the best of them.
+    fn search_patterns(&mut self, known: &[(Score, Orders)], work: &mut Work, draw: &mut Draw) {
+        let mut patterns: Vec<Pattern> = Vec::new();
+        for (_, orders) in known {
+            if self.clock.run(self.model, orders) {
+                let loops = unroll::loops(self.model, &self.clock, orders);
+                patterns.extend(loops.first().map(|part| Pattern::of_loop(self.model, orders, part)));
+            }
+        }
+        patterns.extend(block::blocks(self.model));
+        let mut scored: Vec<(Score, Pattern)> = Vec::new();
+        for pattern in patterns {
+            if work.repeat(self.model)
+                && let Some(score) = self.offer(&pattern.orders(self.model), Origin::Pattern)
+            {
+                scored.push((score, pattern));
+            }
+        }
+        scored.sort_by_key(|(score, _)| *score);
+        scored.dedup_by_key(|(score, _)| *score);
+        scored.truncate(PATTERNS);
+        let longer = scored.iter().flat_map(|(_, pattern)| [1, 2, 3].map(|times| pattern.times(times)));
+        let longer: Vec<Pattern> = longer.filter(|pattern| pattern.chunks() <= LARGEST_PATTERN).collect();
+        for (left, pattern) in (1..=longer.len()).rev().zip(longer) {
+            if self.done() {
+                break;
+            }
+            let mut share = work.share(left);
+            let mut moves = PatternMoves::new(self.model, pattern);
+            let orders = moves.best.orders(self.model);
+            if let Some((score, orders)) = improve::improve(self.model, self.goal, orders, &mut moves, &mut share, draw)
+            {
+                self.offer(&orders, Origin::Pattern);
+                scored.push((score, moves.best));
+            }
+        }
+        scored.sort_by_key(|(score, _)| *score);
+        scored.dedup_by_key(|(score, _)| *score);
+        scored.truncate(PATTERNS);
+        self.patterns = scored;
     }
 
     /// Searches a run of `few` micro-batches and repeats its steady state. If that repeats only every so many micro-batches
@@ -306,7 +415,7 @@ impl Pool<'_> {
             let shorter = Problem { layout, ..problem.clone() };
             let model = Model::new(&shorter)?;
             let goal = Goal::new(&shorter, &model, self.goal.objective);
-            let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None };
+            let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
             pool.offer_published(&shorter);
             let rules = pool.search(&mut work.share(parts));
             let lanes = self.model.lanes.iter().zip(&model.lanes);
@@ -322,6 +431,9 @@ impl Pool<'_> {
                     self.offer(&unroll::unroll(&orders, part, more / part.chunks), Origin::Unrolled);
                 }
                 fastest = fastest.or(loops.first().map(|part| more % part.chunks));
+            }
+            for (_, pattern) in &pool.patterns {
+                self.offer(&pattern.orders(self.model), Origin::Pattern);
             }
             for rule in &rules {
                 if let Some(orders) = dispatch(self.model, rule) {

@@ -235,6 +235,11 @@ impl Model {
         self.pairs[rank][self.place[f] * self.of_rank[rank].len() + self.place[b]]
     }
 
+    /// The place of a lane in `of_rank`.
+    pub fn place(&self, lane: usize) -> usize {
+        self.place[lane]
+    }
+
     /// How much a pair takes less than its F and the shorter way to its B.
     pub fn saving(&self, f: usize, b: usize) -> u64 {
         let lane = &self.lanes[b];

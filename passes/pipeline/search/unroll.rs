@@ -24,6 +24,13 @@ pub(super) struct Loop {
     time: u64,
 }
 
+impl Loop {
+    /// Its steps on a rank: from the first to behind the last.
+    pub fn range(&self, rank: usize) -> (usize, usize) {
+        (self.from[rank], self.to[rank])
+    }
+}
+
 /// Orders cut where a forward of the first lane starts.
 struct Cut {
     /// Which forward.

@@ -15,8 +15,11 @@ use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::ir::{Layout, Placement, Problem, Timetable};
 use crate::job::training::ScheduleKind;
-use crate::passes::pipeline::search::{Limits, Origin, search};
-use crate::passes::pipeline::{MAX_CHUNKS, MAX_RANKS, MAX_STAGES_PER_RANK, generate, precondition, replay};
+use crate::passes::pipeline::search::{Found, Limits, Origin, search};
+use crate::passes::pipeline::{
+    MAX_CHUNKS, MAX_RANKS, MAX_STAGES_PER_RANK, generate, lower_bound, precondition, replay,
+};
+use crate::units::Nanos;
 use crate::view::chart::Axis;
 use costs::{Costs, HALVES, Stages};
 use decimal::Decimal;
@@ -109,6 +112,8 @@ struct Answer {
     timetable: Timetable,
     /// Where the search has it from.
     origin: Option<Origin>,
+    /// No timetable over this placement has a shorter makespan.
+    bound: Nanos,
     axis: Axis,
     /// See [`Costs::parts`].
     parts: u32,
@@ -181,7 +186,8 @@ fn published(args: &Args, placement: Placement) -> Result<Answer> {
         }
         problem.memory = Some(memory);
     }
-    Ok(Answer { problem, timetable, origin: None, axis: Axis { places, unit: "" }, parts: 1 })
+    let bound = lower_bound(&problem);
+    Ok(Answer { problem, timetable, origin: None, bound, axis: Axis { places, unit: "" }, parts: 1 })
 }
 
 /// The shortest over the placements that there are costs for; of equals the first.
@@ -231,8 +237,9 @@ fn searched(args: &Args) -> Result<Answer> {
         let length = (replay.makespan.0, replay.longest_span().0);
         if best.as_ref().is_none_or(|(best, _)| length < *best) {
             let axis = Axis { places, unit: "" };
-            let (timetable, origin, parts) = (found.timetable, Some(found.origin), costs.parts(&layout));
-            best = Some((length, Answer { problem, timetable, origin, axis, parts }));
+            let Found { timetable, origin, bound } = found;
+            let parts = costs.parts(&layout);
+            best = Some((length, Answer { problem, timetable, origin: Some(origin), bound, axis, parts }));
         }
     }
     match (best, refused) {

@@ -6,7 +6,7 @@ use super::costs::HALVES;
 use super::{Answer, Args};
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::passes::pipeline::{Replay, lower_bound, replay};
+use crate::passes::pipeline::{Replay, replay};
 use crate::units::Nanos;
 use crate::view::chart::{Axis, Bar, Row, render_on};
 
@@ -40,7 +40,7 @@ pub fn chart(args: &Args, answer: &Answer) -> Result<String> {
 
 /// The numbers that go under a chart.
 fn summary(answer: &Answer, replay: &Replay) -> String {
-    let bound = lower_bound(&answer.problem);
+    let bound = answer.bound;
     let bubble = replay.bubble_per_rank().into_iter().max().unwrap_or(Nanos::ZERO);
     let peak = replay.peak_activations_per_rank().iter().max().copied().unwrap_or(0);
     format!(
@@ -88,10 +88,9 @@ struct Report {
 
 /// The object, on one line.
 pub fn json(args: &Args, answer: &Answer) -> Result<String> {
-    let Answer { problem, timetable, origin, axis, parts } = answer;
-    let parts = *parts;
+    let Answer { problem, timetable, origin, bound, axis, parts } = answer;
+    let (bound, parts) = (*bound, *parts);
     let replay = replay(problem, timetable)?;
-    let bound = lower_bound(problem);
     let number = |time: Nanos| number(time, *axis);
     let tokens =
         |(rank, actions): (u32, &Vec<_>)| actions.iter().map(|&action| timetable.local_token(rank, action)).collect();
