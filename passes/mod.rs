@@ -23,10 +23,11 @@ use crate::job::Job;
 use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
 use crate::machine::Machine;
-use crate::plan::{Certificate, Plan, PlanStage};
+use crate::plan::{Certificate, Pair, Plan, PlanStage};
 use crate::sim;
 use crate::units::{Bytes, Nanos};
 use overlap::{Budget, Pairs, StageForms};
+use place::arena::{self, AT_LENGTH};
 use rewrite::choose::{Asked, Choice};
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
@@ -264,19 +265,36 @@ pub fn across_ranks(job: &Job, chunks: Chunks) -> Result<Compiled> {
     let timetable = pipeline::generate(job.training.schedule, &chunks.lowered.layout)?;
     let problem = chunks.problem(job);
     let bound = pipeline::lower_bound(&problem);
-    assemble(job, chunks, &problem, timetable, bound)
+    assemble(job, chunks, &problem, Scheduled { timetable, bound }, AT_LENGTH)
 }
 
-/// The plan of a timetable of which `bound` is proved: `place` and `emit`.
-fn assemble(job: &Job, chunks: Chunks, problem: &Problem, timetable: Timetable, bound: Nanos) -> Result<Compiled> {
+/// A timetable of which it is proved that none is shorter than `bound`.
+#[derive(Clone)]
+struct Scheduled {
+    timetable: Timetable,
+    bound: Nanos,
+}
+
+/// The plan of a timetable: `place` and `emit`. `work` limits the search for places in the arenas.
+fn assemble(job: &Job, chunks: Chunks, problem: &Problem, scheduled: Scheduled, work: u64) -> Result<Compiled> {
+    let Scheduled { timetable, bound } = scheduled;
     let Chunks { machine, lowered, split, overlapped, budget } = chunks;
     let stages = emit::stages(job, &machine, &lowered, &split, &overlapped);
     let replay = pipeline::replay(problem, &timetable)?;
     let certificate = Certificate { makespan: replay.makespan, lower_bound: bound };
 
     let gather = job.training.sharded_optimizer;
-    let input = place::Input { problem, timetable: &timetable, replay: &replay, stages: &stages, gather };
-    let ranks = place::place(input);
+    let pairs: Vec<Pair> = overlapped.pairs.iter().map(|(&(f, b), &program)| Pair { f, b, program }).collect();
+    let ranks = place::place(place::Input {
+        problem,
+        timetable: &timetable,
+        replay: &replay,
+        stages: &stages,
+        pairs: &pairs,
+        programs: &overlapped.programs,
+        gather,
+        work,
+    });
     let loads = lowered.stages.into_iter().zip(&split).map(|(stage, split)| {
         let (computation, communication) = split::loads(&split.chunk, &machine, budget.sms);
         StageLoad { stage, computation, communication }
@@ -285,6 +303,13 @@ fn assemble(job: &Job, chunks: Chunks, problem: &Problem, timetable: Timetable, 
     let pair_gap = overlapped.pair_gap();
     let plan = emit::emit(job, &machine, &timetable, stages, overlapped, certificate, ranks);
     Ok(Compiled { plan, loads, communication_sms: budget.sms, pair_gap })
+}
+
+/// Looks longer for places in the arenas of a plan, and seals it again. No arena gets larger.
+fn tighten(plan: &mut Plan) {
+    let blocks = arena::Blocks::new(&plan.stages, &plan.pairs, &plan.programs);
+    arena::lay_out(&mut plan.ranks, &plan.layout, &blocks, AT_LENGTH);
+    plan.seal();
 }
 
 /// Times of the messages between neighbouring stages, as `sim` will see them.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use dualweave::ir::{Action, ChunkId, Hops, Layout, PairCost, Phase, Problem, Program, ProgramKind, StageCost};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{Replay, generate, precondition, replay};
-use dualweave::passes::place::{Input, place};
+use dualweave::passes::place::{Input, arena, place};
 use dualweave::plan::{Item, Pair, Plan, PlanRank, RingOf, StreamId, Task};
 use dualweave::sim::simulate;
 use dualweave::units::{Bytes, Nanos};
@@ -61,8 +61,16 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
         })
         .collect();
     plan.pairs = pairs.map(|(f, b)| Pair { f, b, program: add(ProgramKind::FB, Phase::F, pair_cost(f, b)) }).collect();
-    let input = Input { problem: &problem, timetable: &timetable, replay: &replay, stages: &plan.stages, gather: true };
-    let ranks = place(input);
+    let ranks = place(Input {
+        problem: &problem,
+        timetable: &timetable,
+        replay: &replay,
+        stages: &plan.stages,
+        pairs: &plan.pairs,
+        programs: &plan.programs,
+        gather: true,
+        work: arena::BRIEFLY,
+    });
     plan.ranks = ranks;
     // All ranks on one node, so that every message takes its bytes in ns.
     plan.machine.gpus_per_node = 1 << 20;
@@ -73,7 +81,7 @@ fn plan(kind: ScheduleKind, layout: Layout, costs: &[[u64; 3]], pair: u64, hop: 
 fn ended(items: &[Item]) -> Vec<Vec<bool>> {
     let mut ended = vec![vec![false; items.len()]; items.len()];
     let mut last: BTreeMap<StreamId, usize> = BTreeMap::new();
-    for (at, Item(task, after)) in items.iter().enumerate() {
+    for (at, Item(task, after, _)) in items.iter().enumerate() {
         let before = last.insert(task.stream(), at);
         for other in before.into_iter().chain(after.iter().map(|&wait| wait as usize)) {
             assert!(other < at, "item {at} waits for {other}");
@@ -87,7 +95,7 @@ fn ended(items: &[Item]) -> Vec<Vec<bool>> {
 
 /// Everything that must have ended before an item starts, as (item, what it needs): data, and free slots.
 fn needs(plan: &Plan, rank: u32) -> Vec<(usize, usize)> {
-    let PlanRank { rings, items } = &plan.ranks[rank as usize];
+    let PlanRank { rings, items, .. } = &plan.ranks[rank as usize];
     let place: BTreeMap<Task, usize> = items.iter().enumerate().map(|(at, item)| (item.0, at)).collect();
     let mut parts: BTreeMap<(Phase, ChunkId), usize> = BTreeMap::new();
     for (at, item) in items.iter().enumerate() {
@@ -107,7 +115,7 @@ fn needs(plan: &Plan, rank: u32) -> Vec<(usize, usize)> {
     let mut needs = Vec::new();
     let mut inbox: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     let mut outbox: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-    for (at, &Item(task, _)) in items.iter().enumerate() {
+    for (at, &Item(task, ..)) in items.iter().enumerate() {
         match task {
             Task::RecvAct(.., from) | Task::RecvGrad(.., from) => {
                 needs.push((reader(task), at));
@@ -164,7 +172,7 @@ type Channels = BTreeMap<(u32, u32), Vec<(bool, u32, u32)>>;
 fn channels(plan: &Plan, sent: bool) -> Channels {
     let mut channels = Channels::new();
     for (rank, list) in (0..).zip(&plan.ranks) {
-        for Item(task, _) in &list.items {
+        for Item(task, ..) in &list.items {
             let (channel, message) = match *task {
                 Task::SendAct(s, m, to) if sent => ((rank, to), (false, s, m)),
                 Task::SendGrad(s, m, to) if sent => ((rank, to), (true, s, m)),
@@ -196,7 +204,7 @@ fn check(kind: ScheduleKind, ranks: u32, per_rank: u32, m: u32, costs: &[[u64; 3
             assert!(ended[item][need], "rank {rank}: {} before {}", list.items[item].0, list.items[need].0);
         }
         // No wait can go: without it something that the item needs may not have ended.
-        for (at, Item(task, after)) in list.items.iter().enumerate() {
+        for (at, Item(task, after, _)) in list.items.iter().enumerate() {
             for &wait in after {
                 let stream = list.items[..at].iter().rposition(|other| other.0.stream() == task.stream());
                 let others = after.iter().filter(|&&other| other != wait).map(|&other| other as usize);

@@ -77,6 +77,17 @@ fn another_version_is_named() {
     }
 }
 
+/// Plans had no arenas before version 2.
+#[test]
+fn version_1_is_named() {
+    let text = plan(ScheduleKind::GPipe).to_ron();
+    let without = |line: &&str| !line.trim_start().starts_with("arena:") && !line.trim_start().starts_with("exchange:");
+    let old = text.replacen("version: 2", "version: 1", 1).lines().filter(without).collect::<Vec<&str>>().join("\n");
+    let error = Plan::from_ron("plan.ron", &old).expect_err("an old plan");
+    assert_eq!(error.message(), "this is a plan of version 1; this dualweave reads version 2");
+    assert_eq!(line(&error, &old), 4);
+}
+
 #[test]
 fn what_is_no_plan_is_refused_where_it_stands() {
     let text = plan(ScheduleKind::DualPipe).to_ron();
@@ -84,11 +95,12 @@ fn what_is_no_plan_is_refused_where_it_stands() {
     for (from, to, said) in [
         ("    layout: (", "    lay_out: (", "lay_out"),
         ("rings: [", "wrings: [", "wrings"),
-        ("(F(0,0),[])", "(F(0,-1),[])", ""),
-        ("(F(0,0),[])", "(F(0),[])", ""),
-        ("(F(0,0),[])", "(G(0,0),[])", "G"),
+        ("(F(0,0),[],", "(F(0,-1),[],", ""),
+        ("(F(0,0),[],", "(F(0),[],", ""),
+        ("(F(0,0),[],", "(G(0,0),[],", "G"),
         ("    pairs: [", "    pairs: [7, ", ""),
         ("exchange_buffer: ", "exchange_buffer: 1, exchange_buffer: ", "exchange_buffer"),
+        ("arena: ", "arena: -1, was: ", ""),
         ("sms: 132, waits", "sms: 4294967296, waits", ""),
     ] {
         let changed = text.replacen(from, to, 1);
@@ -98,7 +110,7 @@ fn what_is_no_plan_is_refused_where_it_stands() {
         assert_eq!(line(&error, &changed), number(to, &changed), "{to}: {error:?}");
     }
     for (broken, why) in
-        [("", "empty"), ("(", "cut off"), ("()", "nothing in it"), ("version: 1", "no struct"), ("[1]", "a list")]
+        [("", "empty"), ("(", "cut off"), ("()", "nothing in it"), ("version: 2", "no struct"), ("[1]", "a list")]
     {
         assert!(Plan::from_ron("plan.ron", broken).is_err(), "{why}");
     }
@@ -138,10 +150,14 @@ fn any_change_changes_the_digest() {
     changed(&|plan| plan.timetable.lower_bound += Nanos(1));
     changed(&|plan| plan.ranks.swap(0, 1));
     changed(&|plan| plan.ranks[0].rings[0].slots += 1);
+    changed(&|plan| plan.ranks[0].rings[0].at.0 += 256);
+    changed(&|plan| plan.ranks[0].arena.0 += 256);
+    changed(&|plan| plan.ranks[0].exchange.0 += 256);
     for (rank, list) in plan.ranks.iter().enumerate() {
         for at in (rank..list.items.len()).step_by(7) {
             changed(&|plan| plan.ranks[rank].items[at].0 = Task::Update(99));
             changed(&|plan| plan.ranks[rank].items[at].1.push(99));
+            changed(&|plan| plan.ranks[rank].items[at].2.push(Bytes(99)));
             changed(&|plan| _ = plan.ranks[rank].items.remove(at));
         }
     }

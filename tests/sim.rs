@@ -192,9 +192,10 @@ fn ranks_share_a_node_exactly_if_every_pair_of_peers_does() {
 fn memory_peaks_when_most_is_live() {
     let mut plan = there_and_back();
     plan.ranks[0].rings = vec![
-        Ring { of: RingOf::Outbox(1), slots: 1, bytes: Bytes(10) },
-        Ring { of: RingOf::Inbox(1), slots: 2, bytes: Bytes(10) },
+        Ring { of: RingOf::Outbox(1), slots: 1, bytes: Bytes(10), at: Bytes(0) },
+        Ring { of: RingOf::Inbox(1), slots: 2, bytes: Bytes(10), at: Bytes(0) },
     ];
+    plan.ranks[0].arena = Bytes(8 * 256);
     let simulation = run(&plan);
     let memory = memory(&plan, &simulation);
     // Rank 0: state 6000, buffer 5. F holds 310 and the message that it makes, 10; B holds 310, what it received, 10, and
@@ -214,10 +215,15 @@ fn memory_peaks_when_most_is_live() {
         (MemoryKind::Exchange, 5),
     ];
     assert_eq!(first.kinds, expected.map(|(kind, bytes)| (kind, Bytes(bytes))));
-    // Needed besides the state: the activations and the workspace of B, all three message slots, the exchange buffer.
-    assert_eq!((first.need.state, first.need.activations), (Bytes(6000), Bytes(355)));
-    assert_eq!((first.need.messages, first.need.exchange), (Bytes(30), Bytes(5)));
-    assert_eq!(first.need.total(), Bytes(6390));
+    // Needed besides the state: an arena of 8 units, of which at B two blocks of activations and the workspace are in use, all three
+    // message slots, and the exchange buffer.
+    assert_eq!(
+        (first.need.state, first.need.arena, first.need.activations),
+        (Bytes(6000), Bytes(2048), Bytes(3 * 256))
+    );
+    assert_eq!((first.need.messages, first.need.exchange), (Bytes(3 * 256), Bytes(256)));
+    assert_eq!((first.need.total(), first.need.least()), (Bytes(8048), Bytes(6000 + 7 * 256)));
+    assert_eq!(first.need.fragmentation(), 1.0 / 8.0);
     // Rank 1: I at 210 adds 50 and its message, 10, to 310; what was received went with F's end.
     let second = &memory[1];
     assert_eq!((second.peak, second.at, second.item), (Bytes(6005 + 370), Nanos(210), Some(2)));
@@ -241,10 +247,11 @@ fn memory_between_two_stages_of_a_rank_is_counted() {
 fn what_does_not_fit_says_by_how_much() {
     let items: &[(Task, &[u32])] =
         &[(F(0, 0), &[]), (F(0, 1), &[]), (F(0, 2), &[]), (B(0, 0), &[]), (B(0, 1), &[]), (B(0, 2), &[])];
-    let plan = plan(Placement::Linear, 3, &[items]);
+    let mut plan = plan(Placement::Linear, 3, &[items]);
+    plan.ranks[0].arena = Bytes(980);
     let memory = memory(&plan, &run(&plan));
     let only = &memory[0];
-    // Three chunks, 310 each, and B's own 45.
+    // Three chunks, 310 each, and B's own 45; with the buffer, just the arena.
     assert_eq!((only.peak, only.chunks), (Bytes(6005 + 975), 3));
     assert_eq!(Relief::new(only, Bytes(6980)), None);
 
@@ -289,27 +296,30 @@ fn what_the_plan_refers_to_and_does_not_have_is_refused() {
     };
     let message = |plan: &Plan| simulate(plan).expect_err("refused").message().to_owned();
     let cases: &[(Plan, &str)] = &[
-        (with(0, Item(F(9, 0), vec![])), "rank 0, item 0, F(9,0): there are 2 stages"),
-        (with(0, Item(F(0, 7), vec![])), "rank 0, item 0, F(0,7): there are 1 micro-batches"),
-        (with(1, Item(SendAct(0, 0, 5), vec![])), "rank 0, item 1, SendAct(0,0) to rank 5: there are 2 ranks"),
+        (with(0, Item(F(9, 0), vec![], vec![])), "rank 0, item 0, F(9,0): there are 2 stages"),
+        (with(0, Item(F(0, 7), vec![], vec![])), "rank 0, item 0, F(0,7): there are 1 micro-batches"),
+        (with(1, Item(SendAct(0, 0, 5), vec![], vec![])), "rank 0, item 1, SendAct(0,0) to rank 5: there are 2 ranks"),
         (
-            with(1, Item(SendAct(0, 0, 0), vec![])),
+            with(1, Item(SendAct(0, 0, 0), vec![], vec![])),
             "rank 0, item 1, SendAct(0,0) to rank 0: a rank does not send to itself",
         ),
-        (with(3, Item(B(0, 0), vec![3])), "rank 0, item 3, B(0,0): waits for item 3, which is not before it"),
+        (with(3, Item(B(0, 0), vec![3], vec![])), "rank 0, item 3, B(0,0): waits for item 3, which is not before it"),
         (
-            with(1, Item(Update(0), vec![])),
+            with(1, Item(Update(0), vec![], vec![])),
             "rank 1, item 0, RecvAct(0,0) from rank 0: never sent: rank 0 has 0 sends to it",
         ),
         (
-            with(2, Item(Update(0), vec![])),
+            with(2, Item(Update(0), vec![], vec![])),
             "rank 1, item 3, SendGrad(1,0) to rank 0: never received: rank 0 has 0 receives from it",
         ),
         (
-            with(1, Item(SendGrad(0, 0, 1), vec![])),
+            with(1, Item(SendGrad(0, 0, 1), vec![], vec![])),
             "rank 0, item 1, SendGrad(0,0) to rank 1: meets another message, RecvAct(0,0) from rank 0 (rank 1, item 0)",
         ),
-        (with(4, Item(ReduceGrads(1), vec![])), "rank 0, item 4, ReduceGrads(1): the rank does not hold the stage"),
+        (
+            with(4, Item(ReduceGrads(1), vec![], vec![])),
+            "rank 0, item 4, ReduceGrads(1): the rank does not hold the stage",
+        ),
     ];
     for (plan, expected) in cases {
         assert_eq!(message(plan), *expected);
@@ -355,7 +365,7 @@ fn numbers_out_of_all_proportion_do_not_panic() {
     plan.machine.nvlink.byte_s = f64::NAN;
     plan.machine.network.byte_s = 0.0;
     plan.machine.bf16_flop_s = 0.0;
-    plan.ranks[0].rings = vec![Ring { of: RingOf::Inbox(77), slots: u32::MAX, bytes: Bytes(u64::MAX) }];
+    plan.ranks[0].rings = vec![Ring { of: RingOf::Inbox(77), slots: u32::MAX, bytes: Bytes(u64::MAX), at: Bytes(0) }];
     let simulation = simulate(&plan).expect("times, if absurd ones");
     let memory = memory(&plan, &simulation);
     assert!(Relief::new(&memory[0], Bytes(1)).is_some());
@@ -387,6 +397,6 @@ fn many_items_are_simulated_in_linear_time() {
 }
 
 fn push(list: &mut PlanRank, task: Task, after: Vec<u32>) -> u32 {
-    list.items.push(Item(task, after));
+    list.items.push(Item(task, after, vec![]));
     list.items.len() as u32 - 1
 }

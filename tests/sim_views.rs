@@ -43,7 +43,8 @@ fn plan() -> Plan {
         ],
     );
     for (rank, peer) in [(0, 1), (1, 0)] {
-        let ring = |of| Ring { of, slots: 2, bytes: Bytes(10) };
+        let ring = |of| Ring { of, slots: 2, bytes: Bytes(10), at: Bytes(0) };
+        plan.ranks[rank].arena = Bytes(16 * 256);
         plan.ranks[rank].rings = vec![ring(RingOf::Inbox(peer)), ring(RingOf::Outbox(peer))];
     }
     plan.seal();
@@ -79,7 +80,7 @@ fn the_report_of_a_plan_that_does_not_fit() {
     plan.machine.memory = Bytes(6005 + 500);
     let text = stdout(&dualweave(&plan, &["simulate"]));
     let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("It does not fit")).collect();
-    assert_eq!(lines[0], "It does not fit: rank 0 needs 6715 B, 210 B more than 6505 B.");
+    assert_eq!(lines[0], "It does not fit: rank 0 needs 10.1 kB, 3591 B more than 6505 B.");
     assert_eq!(lines[1], "  Ranks that need too much besides: 1.");
     assert_eq!(lines[2], "  Activations of 2 chunks are held at the peak; 1 would fit.");
     assert!(lines.contains(&"  Or: activations, MLP smaller by 40.0 %, all else the same."), "{lines:#?}");

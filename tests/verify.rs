@@ -7,6 +7,8 @@ mod plan_edit;
 #[path = "common/plan_run.rs"]
 mod plan_run;
 
+#[path = "verify/arena.rs"]
+mod arena;
 #[path = "verify/between_ranks.rs"]
 mod between_ranks;
 #[path = "verify/command.rs"]

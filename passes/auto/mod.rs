@@ -8,7 +8,8 @@
 mod cut;
 mod room;
 
-use super::{Chunks, Compiled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline};
+use super::place::arena::BRIEFLY;
+use super::{Chunks, Compiled, Scheduled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline, tighten};
 use crate::error::{Error, Result};
 use crate::ir::Placement;
 use crate::job::Job;
@@ -16,6 +17,7 @@ use crate::job::training::{PairOrder, ScheduleKind};
 use crate::passes::pipeline::search::{Found, Limits, Objective, search};
 use crate::passes::rewrite;
 use crate::sim;
+use crate::sim::memory::{Need, RankMemory};
 use crate::units::{Bytes, Nanos};
 use room::Room;
 
@@ -63,7 +65,10 @@ pub fn compile(job: &Job) -> Result<Compiled> {
         }
     }
     match (best, refused) {
-        (Some(best), _) => Ok(best.compiled),
+        (Some(mut best), _) => {
+            tighten(&mut best.compiled.plan);
+            Ok(best.compiled)
+        }
         (None, Some(error)) => Err(error),
         (None, None) => Err(Error::new("there is no placement to try")),
     }
@@ -141,10 +146,16 @@ struct Tried {
 }
 
 impl Tried {
-    fn new(compiled: Compiled) -> Result<(Self, Vec<sim::memory::RankMemory>)> {
+    /// Where it decides whether the plan fits, places in the arenas are looked for at length.
+    fn new(mut compiled: Compiled) -> Result<(Self, Vec<RankMemory>)> {
         let simulation = sim::simulate(&compiled.plan)?;
-        let memory = sim::memory::memory(&compiled.plan, &simulation);
         let limit = compiled.plan.machine.memory;
+        let fit = |memory: &[RankMemory], bytes: fn(Need) -> Bytes| memory.iter().all(|rank| bytes(rank.need) <= limit);
+        let mut memory = sim::memory::memory(&compiled.plan, &simulation);
+        if !fit(&memory, Need::total) && fit(&memory, Need::least) {
+            tighten(&mut compiled.plan);
+            memory = sim::memory::memory(&compiled.plan, &simulation);
+        }
         let lacks = memory.iter().map(|rank| rank.need.total().saturating_sub(limit)).max().unwrap_or_default();
         Ok((Self { compiled, lacks, step: simulation.step }, memory))
     }
@@ -168,7 +179,8 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
     let bound = pipeline::lower_bound(&problem);
     for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(layout.placement)) {
         if let Ok(timetable) = pipeline::generate(kind, &layout) {
-            keep(Tried::new(assemble(job, chunks.clone(), &problem, timetable, bound)?)?.0);
+            let published = Scheduled { timetable, bound };
+            keep(Tried::new(assemble(job, chunks.clone(), &problem, published, BRIEFLY)?)?.0);
         }
     }
     let mut room = Room::new(job, &chunks);
@@ -184,7 +196,8 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
             Err(error) => return Err(error),
         };
         let Found { timetable, bound, .. } = found;
-        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, timetable.clone(), bound)?)?;
+        let scheduled = Scheduled { timetable: timetable.clone(), bound };
+        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, scheduled, BRIEFLY)?)?;
         let over = tried.lacks == Bytes::ZERO || problem.memory.is_none();
         room.correct(&timetable, &memory);
         keep(tried);

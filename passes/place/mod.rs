@@ -6,17 +6,23 @@
 //! timetable never waits for a buffer. The plan cannot deadlock: at the replay's times, with each message passing at the
 //! moment of its arrival, everything comes after what it waits for, and a message strictly after its maker and the reader
 //! that frees its slot; a circle of waits would have to go through a message.
+//!
+//! In the end everything gets its place in the rank's [`arena`].
 
+pub mod arena;
+mod beam;
 mod messages;
+mod pack;
 mod rings;
 mod waits;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Action, ChunkId, Layout, Phase, Problem, Timetable};
+use crate::ir::{Action, ChunkId, Layout, Phase, Problem, Program, Timetable};
 use crate::passes::pipeline::Replay;
-use crate::plan::{Item, PlanRank, PlanStage, Ring, RingOf, Task};
+use crate::plan::{Item, Pair, PlanRank, PlanStage, Ring, RingOf, Task};
 use crate::units::{Bytes, Nanos};
+use arena::Blocks;
 use messages::Messages;
 
 /// What the pass reads.
@@ -29,17 +35,27 @@ pub struct Input<'a> {
     pub timetable: &'a Timetable,
     /// Their times.
     pub replay: &'a Replay,
-    /// Sizes, by stage.
+    /// Sizes, by stage, and which programs run alone.
     pub stages: &'a [PlanStage],
+    /// Which programs run pairs.
+    pub pairs: &'a [Pair],
+    /// What the numbers of stages and pairs refer to.
+    pub programs: &'a [Program],
     /// Whether updated parameters are gathered (sharded optimizer).
     pub gather: bool,
+    /// How much the search for places in the arenas works: [`arena::BRIEFLY`] or [`arena::AT_LENGTH`].
+    pub work: u64,
 }
 
 /// The items and buffers of every rank.
 pub fn place(input: Input) -> Vec<PlanRank> {
     let messages = Messages::new(&input);
     let reduce_order = reduce_order(&input);
-    (0..input.timetable.layout.ranks).map(|rank| place_rank(&input, &messages, &reduce_order, rank)).collect()
+    let layout = &input.timetable.layout;
+    let mut ranks: Vec<PlanRank> =
+        (0..layout.ranks).map(|rank| place_rank(&input, &messages, &reduce_order, rank)).collect();
+    arena::lay_out(&mut ranks, layout, &Blocks::new(input.stages, input.pairs, input.programs), input.work);
+    ranks
 }
 
 /// Stages in the order in which every rank reduces those that it holds: by the end of the last weight gradient anywhere.
@@ -72,7 +88,7 @@ struct Builder {
 
 impl Builder {
     fn push(&mut self, task: Task, after: Vec<u32>) -> u32 {
-        self.items.push(Item(task, after));
+        self.items.push(Item(task, after, Vec::new()));
         self.items.len() as u32 - 1
     }
 }
@@ -145,7 +161,7 @@ fn place_rank(input: &Input, messages: &Messages, reduce_order: &[u32], rank: u3
         }
     }
     waits::prune(&mut builder.items);
-    PlanRank { rings, items: builder.items }
+    PlanRank { arena: Bytes::ZERO, exchange: Bytes::ZERO, rings, items: builder.items }
 }
 
 /// What an action reads that another rank may have made: (is a gradient, the chunk that made it).
@@ -188,7 +204,7 @@ fn last_weight(actions: &[Action], stage: u32) -> Option<usize> {
     actions.iter().rposition(|action| action.weight_gradient().is_some_and(|chunk| chunk.stage == stage))
 }
 
-/// Shorthand for rings.
+/// A ring that has no place yet.
 fn ring(of: RingOf, slots: usize, bytes: Bytes) -> Ring {
-    Ring { of, slots: slots as u32, bytes }
+    Ring { of, slots: slots as u32, bytes, at: Bytes::ZERO }
 }

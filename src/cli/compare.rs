@@ -20,13 +20,17 @@ use crate::view::table;
 const PLAIN_WIDTH: usize = 140;
 
 /// What the columns are, where their names do not say it, each line with the column that it is for.
-const LEGEND: [(&str, &str); 5] = [
+const LEGEND: [(&str, &str); 6] = [
     (
         "step",
         "step, bubble and exposed communication: simulated; bubble and exposed in % of rank time, mean over ranks.",
     ),
     ("act", "act: chunks whose activations a rank holds at its peak, and their bytes; of the rank that holds most."),
     ("copies", "copies: of the parameters."),
+    (
+        "lost",
+        "lost: share of the arena (memory but for parameters, gradients, optimizer) between its blocks, on the worst rank.",
+    ),
     ("gap", "gap: of the timetable over what none with the same chunk programs and placement is below."),
     ("step", "◀: the fastest that fits."),
 ];
@@ -143,6 +147,8 @@ struct Numbers {
     peak_activation_bytes: u64,
     parameter_copies: usize,
     peak_memory_bytes: u64,
+    arena_bytes: u64,
+    arena_fragmentation_share: f64,
     fits: bool,
     tokens_per_s_per_gpu: Option<f64>,
 }
@@ -178,6 +184,8 @@ fn numbers(job: &Job) -> Result<Numbers> {
         peak_activation_bytes: most.map_or(0, |rank| rank.activations().0),
         parameter_copies: plan.layout.holders(0).len(),
         peak_memory_bytes: memory.iter().map(|rank| rank.need.total()).max().unwrap_or_default().0,
+        arena_bytes: memory.iter().map(|rank| rank.need.arena).max().unwrap_or_default().0,
+        arena_fragmentation_share: memory.iter().map(|rank| rank.need.fragmentation()).fold(0.0, f64::max),
         fits: memory.iter().all(|rank| rank.need.total() <= plan.machine.memory),
         tokens_per_s_per_gpu: Rates::new(&plan, &simulation).map(|rates| rates.tokens_s_gpu),
     })
@@ -186,7 +194,7 @@ fn numbers(job: &Job) -> Result<Numbers> {
 /// A column of the tables: its name, and what it shows of a result.
 type Column = (&'static str, fn(&Numbers) -> String);
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     ("stages", |numbers| numbers.placement.to_string()),
     ("ranks", |numbers| numbers.ranks.to_string()),
     ("GPUs", |numbers| grouped(numbers.gpus)),
@@ -196,6 +204,7 @@ const COLUMNS: [Column; 11] = [
     ("exposed", |numbers| percent(numbers.exposed_communication_share, 1.0)),
     ("act", |numbers| format!("{} = {}", numbers.peak_activation_chunks, Bytes(numbers.peak_activation_bytes))),
     ("copies", |numbers| numbers.parameter_copies.to_string()),
+    ("lost", |numbers| percent(numbers.arena_fragmentation_share, 1.0)),
     ("memory", |numbers| Bytes(numbers.peak_memory_bytes).to_string()),
     ("fits", |numbers| if numbers.fits { "yes".to_owned() } else { "no".to_owned() }),
 ];
@@ -206,7 +215,7 @@ fn gap(numbers: &Numbers) -> f64 {
 }
 
 /// Columns that narrow terminals do without, the first of them first.
-const EXPENDABLE: [&str; 7] = ["ranks", "copies", "GPUs", "stages", "act", "exposed", "gap"];
+const EXPENDABLE: [&str; 8] = ["ranks", "lost", "copies", "GPUs", "stages", "act", "exposed", "gap"];
 
 /// Both tables with as many columns as `width` has room for, and the names of those that it has not.
 fn tables(tables: [&[Row]; 2], width: usize) -> ([String; 2], &'static [&'static str]) {

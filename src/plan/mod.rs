@@ -16,7 +16,16 @@ use crate::machine::Machine;
 use crate::units::{Bytes, Nanos};
 
 /// The version that this crate reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// What lies in a rank's arena begins at a multiple of so many bytes, and takes up whole multiples of it. That is what `cudaMalloc`
+/// guarantees, so every vector load and copy engine is content with it.
+pub const ALIGNMENT: u64 = 256;
+
+/// The room that so many bytes take up in an arena.
+pub fn aligned(bytes: Bytes) -> Bytes {
+    Bytes(bytes.0.div_ceil(ALIGNMENT)) * ALIGNMENT
+}
 
 /// An execution plan.
 ///
@@ -29,11 +38,19 @@ pub const VERSION: u32 = 1;
 /// that hold stage s in the same way.
 ///
 /// # Memory
-/// Messages live in [`Ring`]s of equal slots: the k-th message of a ring occupies slot k mod slots, from its acquisition to
-/// its release (see [`RingOf`]). What a chunk holds between its own actions ([`PlanStage::held`]) is allocated when the first
-/// of the two compute items starts and freed when the second has ended; since compute items of a rank run one after the
-/// other, the list gives the memory in use at each of them exactly. A full backward (B, FB) needs [`Program::workspace`]
-/// while it runs, in place of `held.i_to_w`.
+/// Beside the parameters, gradients and optimizer state of its stages each rank has one *arena* ([`PlanRank::arena`]). All that it
+/// needs else has a place in there: an offset, a multiple of [`ALIGNMENT`], with room for its bytes rounded up to whole multiples. What
+/// has no bytes has no place.
+/// - Always there: the [`Ring`]s, and one exchange buffer, as large as the largest of the rank's stages, since exchanges run one after
+///   the other. A ring has equal slots, slot k at `at` + k × its rounded size: the k-th message of a ring occupies slot k mod slots, from
+///   its acquisition to its release (see [`RingOf`]).
+/// - Blocks, which come and go with compute items; those of a rank run one after the other. F (or FB) takes one for all that its chunk
+///   holds from F to I ([`Held::f_to_i`]) and one for what it holds from F to W, I one for what it leaves to W. A block is there from the
+///   start of the item that takes it to the end of the last one that it is for. A full backward (B, FB) has a block of
+///   [`Program::workspace`] while it runs, in place of `i_to_w`.
+///
+/// Each item lists the places of the blocks that it takes, in this order, blocks of no bytes left out: `f_to_i` and `f_to_w` of the
+/// forward, `i_to_w`, workspace. Nothing that is there at the same time shares bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -169,6 +186,10 @@ pub struct Certificate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRank {
+    /// Bytes of its arena.
+    pub arena: Bytes,
+    /// Where in the arena its exchange buffer lies; 0 if that has no bytes.
+    pub exchange: Bytes,
     /// Its message buffers.
     pub rings: Vec<Ring>,
     /// In launch order.
@@ -185,6 +206,8 @@ pub struct Ring {
     pub slots: u32,
     /// Bytes of each.
     pub bytes: Bytes,
+    /// Where in the arena the first one lies; the others follow. 0 if they have no bytes.
+    pub at: Bytes,
 }
 
 /// What a ring holds, from its acquisition to its release. The k-th value is the k-th in the order of the items named.
@@ -200,10 +223,11 @@ pub enum RingOf {
     HandoffGrad(u32),
 }
 
-/// One entry of a rank's list: what to do, and the earlier items (by index) whose end it waits for, by an event. Order
-/// that the streams give by themselves is not repeated.
+/// One entry of a rank's list: what to do; the earlier items (by index) whose end it waits for, by an event, where order
+/// is not given by the streams themselves; and where in the arena the blocks lie that it takes (see [`Plan`]), left out of the file if
+/// it takes none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Item(pub Task, pub Vec<u32>);
+pub struct Item(pub Task, pub Vec<u32>, #[serde(default, skip_serializing_if = "Vec::is_empty")] pub Vec<Bytes>);
 
 /// What an item does. Numbers are (stage, micro-batch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

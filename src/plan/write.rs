@@ -56,11 +56,16 @@ impl Plan {
         field(
             out,
             "ranks",
-            "Items in launch order: what to do (stage, micro-batch), and which earlier items to wait for.",
+            "Items in launch order: what to do (stage, micro-batch), which earlier items to wait for, where new blocks lie.",
             &list(&self.ranks, |rank| {
                 let rings = list(&rank.rings, value);
                 let items = list(&rank.items, value);
-                format!("(\n    rings: {},\n    items: {},\n)", indent(&rings), indent(&items))
+                let (arena, exchange) = (rank.arena.0, rank.exchange.0);
+                format!(
+                    "(\n    arena: {arena},\n    exchange: {exchange},\n    rings: {},\n    items: {},\n)",
+                    indent(&rings),
+                    indent(&items)
+                )
             }),
         );
     }

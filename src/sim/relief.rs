@@ -9,8 +9,8 @@ use crate::units::Bytes;
 pub struct Relief {
     /// What the rank needs beyond the memory that a plan may use.
     pub over: Bytes,
-    /// How far the peak is over. If zero, only the message rings are too large together: they are never full at the same
-    /// moment.
+    /// How far the peak is over. If zero, it is the message rings, which are never full at the same moment, or what is lost between
+    /// blocks of the arena.
     pub over_at_peak: Bytes,
     /// Chunks whose activations are held at the peak, and how many would fit; `None` where the peak fits, or fewer chunks
     /// would not help.

@@ -1,19 +1,13 @@
-//! Rule `memory`: what a rank holds fits its memory at every item.
-//!
-//! All the time: parameters, gradients and optimizer state of its stages, all slots of all its rings, and one exchange
-//! buffer, the largest of its stages. Coming and going with the compute items, which run one after the other: what chunks
-//! hold between their actions, and the workspace of a full backward.
+//! Rule `memory`: what a rank holds fits its memory: parameters, gradients and optimizer state of its stages, and its arena. That
+//! all else has room in the arena is proved by `places` and `aliasing`.
 //!
 //! What an op hands to a weight gradient is not in the plan by op. So of a workspace only this is proved: that it is no
 //! less than the mean share of any component, which some op hands over at one time.
 
-use std::collections::BTreeMap;
-
-use crate::ir::{Component, Held};
-use crate::plan::{Plan, PlanStage, Task};
+use crate::ir::Component;
+use crate::plan::{Plan, PlanStage};
 use crate::units::Bytes;
 
-use super::buffers::ring_name;
 use super::grammar;
 use super::report::{Report, Rule, Violation};
 
@@ -24,14 +18,9 @@ const NAMED: usize = 4;
 /// Checks all programs and all ranks.
 pub fn check(plan: &Plan, report: &mut Report) {
     workspaces(plan, report);
-    let pairs: BTreeMap<(u32, u32), u32> = plan.pairs.iter().map(|pair| ((pair.f, pair.b), pair.program)).collect();
-    let chunks: Vec<Chunk> = plan.stages.iter().map(|stage| Chunk::new(&stage.held)).collect();
     let memory = u128::from(plan.machine.memory.0);
     for number in 0..plan.layout.ranks {
-        let mut parts = standing(plan, number);
-        let peak = peak(plan, &chunks, &pairs, number);
-        parts.push(("activations of its chunks".to_owned(), peak.activations));
-        parts.push(("workspace of the backward".to_owned(), peak.workspace));
+        let mut parts = parts(plan, number);
         let total: u128 = parts.iter().map(|part| part.1).sum();
         if total > memory {
             report.add(RULE, || {
@@ -44,19 +33,15 @@ pub fn check(plan: &Plan, report: &mut Report) {
                     show(total - memory),
                     largest.join(", ")
                 );
-                match peak.item {
-                    Some(item) => Violation::item(RULE, plan, number, item, message),
-                    None => Violation::rank(RULE, number, "memory", message),
-                }
+                Violation::rank(RULE, number, "memory", message)
             });
         }
     }
 }
 
-/// What a rank holds all the time, by name.
-fn standing(plan: &Plan, number: u32) -> Vec<(String, u128)> {
-    let mut parts = Vec::new();
-    let mut exchange = 0;
+/// What a rank holds, by name.
+fn parts(plan: &Plan, number: u32) -> Vec<(String, u128)> {
+    let mut parts = vec![("its arena".to_owned(), u128::from(plan.ranks[number as usize].arena.0))];
     for stage in plan.layout.stages_of(number) {
         let held = &plan.stages[stage as usize];
         for (what, bytes) in
@@ -64,64 +49,8 @@ fn standing(plan: &Plan, number: u32) -> Vec<(String, u128)> {
         {
             parts.push((format!("{what} of stage {stage}"), u128::from(bytes.0)));
         }
-        exchange = exchange.max(u128::from(held.exchange_buffer.0));
     }
-    for ring in &plan.ranks[number as usize].rings {
-        parts.push((ring_name(ring.of), u128::from(ring.slots) * u128::from(ring.bytes.0)));
-    }
-    parts.push(("exchange buffer".to_owned(), exchange));
     parts
-}
-
-/// The most that comes and goes, and the first item that it is there for.
-#[derive(Clone, Copy, Default)]
-struct Peak {
-    item: Option<usize>,
-    activations: u128,
-    workspace: u128,
-}
-
-/// What one chunk of a stage holds, summed over components.
-struct Chunk {
-    f_to_i: u128,
-    f_to_w: u128,
-    i_to_w: u128,
-}
-
-impl Chunk {
-    fn new(held: &Held) -> Self {
-        let sum = |parts: &BTreeMap<Component, Bytes>| parts.values().map(|bytes| u128::from(bytes.0)).sum();
-        Self { f_to_i: sum(&held.f_to_i), f_to_w: sum(&held.f_to_w), i_to_w: sum(&held.i_to_w) }
-    }
-}
-
-/// Walks the compute items in their order. Where a plan frees what it never took, other rules have spoken.
-fn peak(plan: &Plan, chunks: &[Chunk], pairs: &BTreeMap<(u32, u32), u32>, number: u32) -> Peak {
-    let chunk = |stage: u32| &chunks[stage as usize];
-    let stored = |stage: u32| chunk(stage).f_to_i + chunk(stage).f_to_w;
-    let workspace = |program: Option<u32>| {
-        let program = program.and_then(|program| plan.programs.get(program as usize));
-        program.map_or(0, |program| u128::from(program.workspace.0))
-    };
-    let mut peak = Peak::default();
-    let mut live = 0_u128;
-    for (index, item) in plan.ranks[number as usize].items.iter().enumerate() {
-        // Taken when the item starts, let go when it has ended, and needed in between.
-        let (taken, freed, workspace) = match item.0 {
-            Task::F(s, _) => (stored(s), 0, 0),
-            Task::B(s, _) => (0, stored(s), workspace(plan.stages[s as usize].b)),
-            Task::I(s, _) => (chunk(s).i_to_w, chunk(s).f_to_i, 0),
-            Task::W(s, _) => (0, chunk(s).f_to_w + chunk(s).i_to_w, 0),
-            Task::FB(f, b) => (stored(f.0), stored(b.0), workspace(pairs.get(&(f.0, b.0)).copied())),
-            _ => continue,
-        };
-        live += taken;
-        if peak.item.is_none() || live + workspace > peak.activations + peak.workspace {
-            peak = Peak { item: Some(index), activations: live, workspace };
-        }
-        live = live.saturating_sub(freed);
-    }
-    peak
 }
 
 /// The workspace of every full backward is at least the mean share of each component of its stage.

@@ -10,7 +10,7 @@
 //!   `collective-order`);
 //! - that it computes what it should: every op of every chunk once (`completeness`, `program-content`), each after what it
 //!   reads (`read-before-write`, `program-order`), from buffers that nothing else writes meanwhile (`write-while-read`,
-//!   `buffer-size`);
+//!   `buffer-size`), and from bytes that belong to nothing else as long as they are needed (`places`, `aliasing`);
 //! - that it fits: memory of every rank, SMs of ops that may overlap (`memory`, `sms`).
 //!
 //! Order between items is asked of the rank that both are on, from its streams and its `after` lists alone. A plan whose
@@ -23,12 +23,14 @@
 //! meant for copy engines and the network. How long anything takes, and how much overlapped ops slow each other: that is
 //! `sim`. That the timetable's certificate is true.
 
+mod aliasing;
 mod buffers;
 mod completeness;
 mod deadlock;
 mod grammar;
 mod meeting;
 mod memory;
+mod places;
 mod precedence;
 mod programs;
 mod rank;
@@ -63,10 +65,12 @@ pub fn verify(plan: &Plan) -> Report {
     let mut met = rendezvous::transfers(plan, &mut report);
     met.extend(rendezvous::collectives(plan, &mut report));
     deadlock::check(plan, &met, &mut report);
+    let sizes = places::Sizes::new(plan);
     for number in 0..plan.layout.ranks {
         let rank = rank::Rank::new(plan, number);
         reads::check(&rank, &mut report);
         buffers::check(&rank, &mut report);
+        aliasing::check(plan, number, &places::check(plan, &sizes, number, &mut report), &mut report);
     }
     memory::check(plan, &mut report);
     // Rules that are asked together, or rank by rank, come out mixed. Stable.

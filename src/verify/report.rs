@@ -37,13 +37,17 @@ pub enum Rule {
     BufferSize,
     /// No slot is written while what was in it may still be read.
     WriteWhileRead,
-    /// What a rank holds fits its memory at every item.
+    /// Whatever needs memory has a place in the arena of its rank: one for each block that an item takes, aligned and within.
+    Places,
+    /// Nothing shares bytes of an arena with what is there at the same time.
+    Aliasing,
+    /// State and arena of every rank fit its memory, and workspaces are large enough.
     Memory,
 }
 
 impl Rule {
     /// All rules, in the order in which they are asked.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::WellFormed,
         Self::ProgramContent,
         Self::ProgramOrder,
@@ -55,6 +59,8 @@ impl Rule {
         Self::ReadBeforeWrite,
         Self::BufferSize,
         Self::WriteWhileRead,
+        Self::Places,
+        Self::Aliasing,
         Self::Memory,
     ];
 
@@ -72,6 +78,8 @@ impl Rule {
             Self::ReadBeforeWrite => "read-before-write",
             Self::BufferSize => "buffer-size",
             Self::WriteWhileRead => "write-while-read",
+            Self::Places => "places",
+            Self::Aliasing => "aliasing",
             Self::Memory => "memory",
         }
     }

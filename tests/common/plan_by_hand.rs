@@ -15,6 +15,8 @@ use Phase::{F, I, W};
 
 /// SMs of the machine, of a kernel op and of an exchange op.
 const SMS: (u32, u32, u32) = (132, 112, 20);
+/// What lies in an arena takes up so many bytes: everything here is smaller.
+pub const UNIT: u64 = 256;
 /// Bytes of a message.
 pub const MESSAGE: u64 = 8;
 /// What a micro-batch holds on a stage from F to I, from F to W, and from I to W.
@@ -27,60 +29,62 @@ pub fn linear() -> Plan {
     let rank_0 = rank(
         &[Inbox(1), Outbox(1)].map(|of| (of, 2)),
         &[
-            (F(0, 0), &[]),
-            (SendAct(0, 0, 1), &[F(0, 0)]),
-            (F(0, 1), &[]),
-            (SendAct(0, 1, 1), &[F(0, 1)]),
-            (RecvGrad(1, 0, 1), &[]),
-            (B(0, 0), &[RecvGrad(1, 0, 1)]),
-            (F(0, 2), &[SendAct(0, 0, 1)]),
-            (SendAct(0, 2, 1), &[F(0, 2)]),
-            (RecvGrad(1, 1, 1), &[]),
-            (B(0, 1), &[RecvGrad(1, 1, 1)]),
-            (F(0, 3), &[SendAct(0, 1, 1)]),
-            (SendAct(0, 3, 1), &[F(0, 3)]),
-            (RecvGrad(1, 2, 1), &[B(0, 0)]),
-            (I(0, 2), &[RecvGrad(1, 2, 1)]),
-            (RecvGrad(1, 3, 1), &[B(0, 1)]),
-            (I(0, 3), &[RecvGrad(1, 3, 1)]),
-            (W(0, 2), &[]),
-            (W(0, 3), &[]),
-            (ReduceGrads(0), &[W(0, 3)]),
-            (Update(0), &[ReduceGrads(0)]),
-            (GatherParams(0), &[Update(0)]),
+            (F(0, 0), &[], &[5, 6]),
+            (SendAct(0, 0, 1), &[F(0, 0)], &[]),
+            (F(0, 1), &[], &[7, 8]),
+            (SendAct(0, 1, 1), &[F(0, 1)], &[]),
+            (RecvGrad(1, 0, 1), &[], &[]),
+            (B(0, 0), &[RecvGrad(1, 0, 1)], &[9]),
+            (F(0, 2), &[SendAct(0, 0, 1)], &[5, 6]),
+            (SendAct(0, 2, 1), &[F(0, 2)], &[]),
+            (RecvGrad(1, 1, 1), &[], &[]),
+            (B(0, 1), &[RecvGrad(1, 1, 1)], &[9]),
+            (F(0, 3), &[SendAct(0, 1, 1)], &[7, 8]),
+            (SendAct(0, 3, 1), &[F(0, 3)], &[]),
+            (RecvGrad(1, 2, 1), &[B(0, 0)], &[]),
+            (I(0, 2), &[RecvGrad(1, 2, 1)], &[9]),
+            (RecvGrad(1, 3, 1), &[B(0, 1)], &[]),
+            (I(0, 3), &[RecvGrad(1, 3, 1)], &[5]),
+            (W(0, 2), &[], &[]),
+            (W(0, 3), &[], &[]),
+            (ReduceGrads(0), &[W(0, 3)], &[]),
+            (Update(0), &[ReduceGrads(0)], &[]),
+            (GatherParams(0), &[Update(0)], &[]),
         ],
+        10,
     );
     let rank_1 = rank(
         &[Inbox(0), Outbox(0)].map(|of| (of, 2)),
         &[
-            (RecvAct(0, 0, 0), &[]),
-            (F(1, 0), &[RecvAct(0, 0, 0)]),
-            (B(1, 0), &[]),
-            (SendGrad(1, 0, 0), &[B(1, 0)]),
-            (RecvAct(0, 1, 0), &[]),
-            (F(1, 1), &[RecvAct(0, 1, 0)]),
-            (B(1, 1), &[]),
-            (SendGrad(1, 1, 0), &[B(1, 1)]),
-            (RecvAct(0, 2, 0), &[F(1, 0)]),
-            (F(1, 2), &[RecvAct(0, 2, 0)]),
-            (B(1, 2), &[SendGrad(1, 0, 0)]),
-            (SendGrad(1, 2, 0), &[B(1, 2)]),
-            (RecvAct(0, 3, 0), &[F(1, 1)]),
-            (F(1, 3), &[RecvAct(0, 3, 0)]),
-            (B(1, 3), &[SendGrad(1, 1, 0)]),
-            (SendGrad(1, 3, 0), &[B(1, 3)]),
-            (ReduceGrads(1), &[B(1, 3)]),
-            (Update(1), &[ReduceGrads(1)]),
-            (GatherParams(1), &[Update(1)]),
+            (RecvAct(0, 0, 0), &[], &[]),
+            (F(1, 0), &[RecvAct(0, 0, 0)], &[5, 6]),
+            (B(1, 0), &[], &[7]),
+            (SendGrad(1, 0, 0), &[B(1, 0)], &[]),
+            (RecvAct(0, 1, 0), &[], &[]),
+            (F(1, 1), &[RecvAct(0, 1, 0)], &[5, 6]),
+            (B(1, 1), &[], &[7]),
+            (SendGrad(1, 1, 0), &[B(1, 1)], &[]),
+            (RecvAct(0, 2, 0), &[F(1, 0)], &[]),
+            (F(1, 2), &[RecvAct(0, 2, 0)], &[5, 6]),
+            (B(1, 2), &[SendGrad(1, 0, 0)], &[7]),
+            (SendGrad(1, 2, 0), &[B(1, 2)], &[]),
+            (RecvAct(0, 3, 0), &[F(1, 1)], &[]),
+            (F(1, 3), &[RecvAct(0, 3, 0)], &[5, 6]),
+            (B(1, 3), &[SendGrad(1, 1, 0)], &[7]),
+            (SendGrad(1, 3, 0), &[B(1, 3)], &[]),
+            (ReduceGrads(1), &[B(1, 3)], &[]),
+            (Update(1), &[ReduceGrads(1)], &[]),
+            (GatherParams(1), &[Update(1)], &[]),
         ],
+        8,
     );
     let stages = vec![
         stage(&[Unit::Embedding, Unit::Dense(0)], (0, MESSAGE), [0, 1, 2, 3], true),
         stage(&[Unit::Moe(1), Unit::Head], (MESSAGE, 0), [4, 5, 6, 7], true),
     ];
     let programs = [embedding_dense(), experts_head()].concat();
-    // Rank 0 at I(0,3): 175 for its stage, 4 messages of 8, an exchange of 11; micro-batch 2 with 7 + 4, 3 with 3 + 7 + 4.
-    let memory = 175 + 32 + 11 + 25;
+    // Rank 0: 175 for its stage; 4 messages, an exchange; at I(0,3) micro-batch 2 with f_to_w and i_to_w, 3 with all three.
+    let memory = 175 + (4 + 1 + 5) * UNIT;
     plan(Layout::new(Placement::Linear, 2, 1, 4), stages, vec![], programs, vec![rank_0, rank_1], memory)
 }
 
@@ -92,51 +96,53 @@ pub fn v() -> Plan {
     let rank_0 = rank(
         &[Inbox(1), Outbox(1)].map(|of| (of, 2)),
         &[
-            (F(0, 0), &[]),
-            (SendAct(0, 0, 1), &[F(0, 0)]),
-            (F(0, 1), &[]),
-            (SendAct(0, 1, 1), &[F(0, 1)]),
-            (RecvAct(2, 0, 1), &[]),
-            (F(3, 0), &[RecvAct(2, 0, 1)]),
-            (RecvAct(2, 1, 1), &[]),
-            (pair, &[RecvAct(2, 1, 1), SendAct(0, 0, 1)]),
-            (SendGrad(3, 0, 1), &[pair]),
-            (B(3, 1), &[SendAct(0, 1, 1)]),
-            (SendGrad(3, 1, 1), &[B(3, 1)]),
-            (RecvGrad(1, 0, 1), &[F(3, 0)]),
-            (B(0, 0), &[RecvGrad(1, 0, 1)]),
-            (RecvGrad(1, 1, 1), &[pair]),
-            (B(0, 1), &[RecvGrad(1, 1, 1)]),
-            (ReduceGrads(3), &[B(3, 1)]),
-            (ReduceGrads(0), &[B(0, 1)]),
-            (Update(3), &[ReduceGrads(3)]),
-            (Update(0), &[ReduceGrads(0)]),
+            (F(0, 0), &[], &[5, 6]),
+            (SendAct(0, 0, 1), &[F(0, 0)], &[]),
+            (F(0, 1), &[], &[7, 8]),
+            (SendAct(0, 1, 1), &[F(0, 1)], &[]),
+            (RecvAct(2, 0, 1), &[], &[]),
+            (F(3, 0), &[RecvAct(2, 0, 1)], &[9, 10]),
+            (RecvAct(2, 1, 1), &[], &[]),
+            (pair, &[RecvAct(2, 1, 1), SendAct(0, 0, 1)], &[11, 12, 13]),
+            (SendGrad(3, 0, 1), &[pair], &[]),
+            (B(3, 1), &[SendAct(0, 1, 1)], &[9]),
+            (SendGrad(3, 1, 1), &[B(3, 1)], &[]),
+            (RecvGrad(1, 0, 1), &[F(3, 0)], &[]),
+            (B(0, 0), &[RecvGrad(1, 0, 1)], &[9]),
+            (RecvGrad(1, 1, 1), &[pair], &[]),
+            (B(0, 1), &[RecvGrad(1, 1, 1)], &[5]),
+            (ReduceGrads(3), &[B(3, 1)], &[]),
+            (ReduceGrads(0), &[B(0, 1)], &[]),
+            (Update(3), &[ReduceGrads(3)], &[]),
+            (Update(0), &[ReduceGrads(0)], &[]),
         ],
+        14,
     );
     let rank_1 = rank(
         &[(HandoffAct(1), 1), (HandoffGrad(2), 1), (Inbox(0), 2), (Outbox(0), 2)],
         &[
-            (RecvAct(0, 0, 0), &[]),
-            (F(1, 0), &[RecvAct(0, 0, 0)]),
-            (F(2, 0), &[]),
-            (SendAct(2, 0, 0), &[F(2, 0)]),
-            (RecvAct(0, 1, 0), &[]),
-            (F(1, 1), &[RecvAct(0, 1, 0)]),
-            (F(2, 1), &[]),
-            (SendAct(2, 1, 0), &[F(2, 1)]),
-            (RecvGrad(3, 0, 0), &[F(1, 0)]),
-            (B(2, 0), &[RecvGrad(3, 0, 0)]),
-            (B(1, 0), &[SendAct(2, 0, 0)]),
-            (SendGrad(1, 0, 0), &[B(1, 0)]),
-            (RecvGrad(3, 1, 0), &[F(1, 1)]),
-            (B(2, 1), &[RecvGrad(3, 1, 0)]),
-            (B(1, 1), &[SendAct(2, 1, 0)]),
-            (SendGrad(1, 1, 0), &[B(1, 1)]),
-            (ReduceGrads(2), &[B(2, 1)]),
-            (ReduceGrads(1), &[B(1, 1)]),
-            (Update(2), &[ReduceGrads(2)]),
-            (Update(1), &[ReduceGrads(1)]),
+            (RecvAct(0, 0, 0), &[], &[]),
+            (F(1, 0), &[RecvAct(0, 0, 0)], &[7, 8]),
+            (F(2, 0), &[], &[9, 10]),
+            (SendAct(2, 0, 0), &[F(2, 0)], &[]),
+            (RecvAct(0, 1, 0), &[], &[]),
+            (F(1, 1), &[RecvAct(0, 1, 0)], &[11, 12]),
+            (F(2, 1), &[], &[13, 14]),
+            (SendAct(2, 1, 0), &[F(2, 1)], &[]),
+            (RecvGrad(3, 0, 0), &[F(1, 0)], &[]),
+            (B(2, 0), &[RecvGrad(3, 0, 0)], &[15]),
+            (B(1, 0), &[SendAct(2, 0, 0)], &[9]),
+            (SendGrad(1, 0, 0), &[B(1, 0)], &[]),
+            (RecvGrad(3, 1, 0), &[F(1, 1)], &[]),
+            (B(2, 1), &[RecvGrad(3, 1, 0)], &[7]),
+            (B(1, 1), &[SendAct(2, 1, 0)], &[7]),
+            (SendGrad(1, 1, 0), &[B(1, 1)], &[]),
+            (ReduceGrads(2), &[B(2, 1)], &[]),
+            (ReduceGrads(1), &[B(1, 1)], &[]),
+            (Update(2), &[ReduceGrads(2)], &[]),
+            (Update(1), &[ReduceGrads(1)], &[]),
         ],
+        16,
     );
     let stages = vec![
         stage(&[Unit::Embedding, Unit::Dense(0)], (0, MESSAGE), [0, 1, 2, 3], false),
@@ -147,8 +153,8 @@ pub fn v() -> Plan {
     let mut programs = [embedding_dense(), experts_head(), dense()].concat();
     programs.push(experts_head_pair());
     let pairs = vec![Pair { f: 3, b: 3, program: 12 }];
-    // Rank 1 at B(2,0): two stages of 175, 6 messages of 8, an exchange of 11; four chunks with 3 + 7, and 4 handed on.
-    let memory = 350 + 48 + 11 + 44;
+    // Rank 1: two stages of 175; 6 messages, an exchange; at B(2,0) four chunks with f_to_i and f_to_w, and a workspace.
+    let memory = 350 + (6 + 1 + 9) * UNIT;
     plan(Layout::new(Placement::V, 2, 2, 2), stages, pairs, programs, vec![rank_0, rank_1], memory)
 }
 
@@ -162,28 +168,29 @@ pub fn bidirectional() -> Plan {
         rank(
             &[Inbox(other), Outbox(other)].map(|of| (of, 2)),
             &[
-                (F(0, a), &[]),
-                (SendAct(0, a, other), &[F(0, a)]),
-                (F(0, b), &[]),
-                (SendAct(0, b, other), &[F(0, b)]),
-                (RecvAct(0, c, other), &[]),
-                (F(1, c), &[RecvAct(0, c, other)]),
-                (RecvAct(0, d, other), &[]),
-                (pair, &[RecvAct(0, d, other), SendAct(0, a, other)]),
-                (SendGrad(1, c, other), &[pair]),
-                (B(1, d), &[SendAct(0, b, other)]),
-                (SendGrad(1, d, other), &[B(1, d)]),
-                (RecvGrad(1, a, other), &[F(1, c)]),
-                (B(0, a), &[RecvGrad(1, a, other)]),
-                (RecvGrad(1, b, other), &[pair]),
-                (B(0, b), &[RecvGrad(1, b, other)]),
-                (ReduceGrads(1), &[B(1, d)]),
-                (ReduceGrads(0), &[B(0, b)]),
-                (Update(1), &[ReduceGrads(1)]),
-                (Update(0), &[ReduceGrads(0)]),
-                (GatherParams(1), &[Update(1)]),
-                (GatherParams(0), &[Update(0)]),
+                (F(0, a), &[], &[5, 6]),
+                (SendAct(0, a, other), &[F(0, a)], &[]),
+                (F(0, b), &[], &[7, 8]),
+                (SendAct(0, b, other), &[F(0, b)], &[]),
+                (RecvAct(0, c, other), &[], &[]),
+                (F(1, c), &[RecvAct(0, c, other)], &[9, 10]),
+                (RecvAct(0, d, other), &[], &[]),
+                (pair, &[RecvAct(0, d, other), SendAct(0, a, other)], &[11, 12, 13]),
+                (SendGrad(1, c, other), &[pair], &[]),
+                (B(1, d), &[SendAct(0, b, other)], &[9]),
+                (SendGrad(1, d, other), &[B(1, d)], &[]),
+                (RecvGrad(1, a, other), &[F(1, c)], &[]),
+                (B(0, a), &[RecvGrad(1, a, other)], &[9]),
+                (RecvGrad(1, b, other), &[pair], &[]),
+                (B(0, b), &[RecvGrad(1, b, other)], &[5]),
+                (ReduceGrads(1), &[B(1, d)], &[]),
+                (ReduceGrads(0), &[B(0, b)], &[]),
+                (Update(1), &[ReduceGrads(1)], &[]),
+                (Update(0), &[ReduceGrads(0)], &[]),
+                (GatherParams(1), &[Update(1)], &[]),
+                (GatherParams(0), &[Update(0)], &[]),
             ],
+            14,
         )
     };
     let stages = vec![
@@ -194,8 +201,8 @@ pub fn bidirectional() -> Plan {
     programs.push(experts_head_pair());
     let pairs = vec![Pair { f: 1, b: 1, program: 8 }];
     let ranks = vec![side(1, (0, 1), (2, 3)), side(0, (2, 3), (0, 1))];
-    // Both at their pair: two stages of 175, 4 messages of 8, an exchange of 11; four chunks with 3 + 7, and 4 handed on.
-    let memory = 350 + 32 + 11 + 44;
+    // Both: two stages of 175; 4 messages, an exchange; at their pair four chunks with f_to_i and f_to_w, and a workspace.
+    let memory = 350 + (4 + 1 + 9) * UNIT;
     plan(Layout::new(Placement::Bidirectional, 2, 1, 4), stages, pairs, programs, ranks, memory)
 }
 
@@ -204,13 +211,28 @@ pub fn all() -> Vec<Plan> {
     vec![linear(), v(), bidirectional()]
 }
 
-/// A rank from its rings and its items, each with the items that it waits for.
-fn rank(rings: &[(RingOf, u32)], items: &[(Task, &[Task])]) -> PlanRank {
+/// A rank from its rings, its items, each with the items that it waits for and the units of the arena where its blocks lie, and the units
+/// that its arena has. Rings and exchange buffer lie at its start.
+fn rank(rings: &[(RingOf, u32)], items: &[(Task, &[Task], &[u64])], arena: u64) -> PlanRank {
     let index =
         |task: &Task| items.iter().position(|item| item.0 == *task).expect("waits for an item of the list") as u32;
+    let mut slots = 0;
+    let mut ring = |&(of, count): &(RingOf, u32)| {
+        let at = Bytes(slots * UNIT);
+        slots += u64::from(count);
+        Ring { of, slots: count, bytes: Bytes(MESSAGE), at }
+    };
     PlanRank {
-        rings: rings.iter().map(|&(of, slots)| Ring { of, slots, bytes: Bytes(MESSAGE) }).collect(),
-        items: items.iter().map(|(task, waits)| Item(*task, waits.iter().map(index).collect())).collect(),
+        arena: Bytes(arena * UNIT),
+        rings: rings.iter().map(&mut ring).collect(),
+        exchange: Bytes(slots * UNIT),
+        items: items
+            .iter()
+            .map(|(task, waits, places)| {
+                let places = places.iter().map(|place| Bytes(place * UNIT)).collect();
+                Item(*task, waits.iter().map(index).collect(), places)
+            })
+            .collect(),
     }
 }
 

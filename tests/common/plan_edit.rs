@@ -1,6 +1,7 @@
 //! Small changes to a plan that keep the rest of it as it was: `after` lists go on naming the same items.
 
-use dualweave::plan::{Item, Plan, Task};
+use dualweave::plan::{Item, Plan, RingOf, Task};
+use dualweave::units::Bytes;
 
 /// Index of an item of a rank.
 #[track_caller]
@@ -29,7 +30,7 @@ pub fn insert(plan: &mut Plan, rank: usize, index: usize, task: Task) {
             *after += u32::from(*after as usize >= index);
         }
     }
-    items.insert(index, Item(task, vec![]));
+    items.insert(index, Item(task, vec![], vec![]));
 }
 
 /// Moves an item of a rank in front of another. Waits for what comes later then are left out.
@@ -64,6 +65,17 @@ pub fn add_wait(plan: &mut Plan, rank: usize, task: Task, awaited: Task) {
     plan.ranks[rank].items[index].1.push(awaited);
 }
 
+/// Gives a ring so many slots, above all else in its arena, which grows by as much as that takes; so does the memory.
+#[track_caller]
+pub fn enlarge(plan: &mut Plan, rank: usize, of: RingOf, slots: u32) {
+    let there = &mut plan.ranks[rank];
+    let ring = there.rings.iter_mut().find(|ring| ring.of == of).expect("the rank has the ring");
+    let more = u64::from(slots) * ring.bytes.0.next_multiple_of(256);
+    (ring.slots, ring.at) = (slots, there.arena);
+    there.arena.0 += more;
+    plan.machine.memory = Bytes(plan.machine.memory.0 + more);
+}
+
 /// Replaces an item of a rank and leaves its waits.
 pub fn replace(plan: &mut Plan, rank: usize, task: Task, with: Task) {
     let index = at(plan, rank, task);
@@ -78,8 +90,9 @@ fn reorder(plan: &mut Plan, rank: usize, order: &[usize]) {
         .iter()
         .enumerate()
         .map(|(index, &old)| {
-            let Item(task, waits) = &items[old];
-            Item(*task, waits.iter().map(|&wait| new(wait)).filter(|&wait| (wait as usize) < index).collect())
+            let Item(task, waits, places) = &items[old];
+            let waits = waits.iter().map(|&wait| new(wait)).filter(|&wait| (wait as usize) < index).collect();
+            Item(*task, waits, places.clone())
         })
         .collect();
 }

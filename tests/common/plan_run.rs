@@ -4,7 +4,11 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{ChunkId, Work};
-use dualweave::plan::{Plan, RingOf, StreamId, Task};
+use dualweave::plan::{Item, Plan, RingOf, StreamId, Task};
+use dualweave::units::Bytes;
+
+/// What lies in an arena takes up multiples of so many bytes.
+const UNIT: u64 = 256;
 
 /// A value: what made it, and of which chunk.
 type Tag = (char, u32, u32);
@@ -43,8 +47,16 @@ pub fn run(plan: &Plan, ranks: Ranks, seed: u64) -> Result<(), String> {
     let mut states: Vec<Vec<State>> = plan.ranks.iter().map(|rank| vec![State::Waits; rank.items.len()]).collect();
     // What lies in each slot, and whether it is whole.
     let mut slots: Vec<BTreeMap<(RingOf, u64), (Tag, bool)>> = vec![BTreeMap::new(); plan.ranks.len()];
-    let standing: Vec<u64> = (0..plan.ranks.len()).map(|rank| standing(plan, rank)).collect();
-    let mut live = vec![0_u64; plan.ranks.len()];
+    let mut arenas: Vec<Vec<Piece>> = Vec::new();
+    for rank in 0..plan.ranks.len() {
+        if state(plan, rank) + plan.ranks[rank].arena.0 > plan.machine.memory.0 {
+            return Err(format!("rank {rank}: no memory"));
+        }
+        arenas.push(Vec::new());
+        for piece in standing(plan, rank) {
+            put(plan, rank, &mut arenas[rank], piece)?;
+        }
+    }
     loop {
         let mut choices = Vec::new();
         for (rank, there) in plan.ranks.iter().enumerate() {
@@ -82,10 +94,13 @@ pub fn run(plan: &Plan, ranks: Ranks, seed: u64) -> Result<(), String> {
                 chunk_parts(plan, &states, rank, item)?;
                 synchronised(plan, &states, rank, item)?;
             }
-            let task = plan.ranks[rank].items[item].0;
-            live[rank] = live[rank] + taken(plan, task, starts) - let_go(plan, task, starts);
-            if starts && standing[rank] + live[rank] + workspace(plan, task) > plan.machine.memory.0 {
-                return Err(format!("rank {rank}: no memory for {task}"));
+            if starts {
+                for piece in taken(plan, rank, item)? {
+                    put(plan, rank, &mut arenas[rank], piece)?;
+                }
+            } else {
+                let over = let_go(plan.ranks[rank].items[item].0);
+                arenas[rank].retain(|piece| !over.contains(&piece.of));
             }
         }
     }
@@ -233,22 +248,60 @@ fn values(plan: &Plan, rank: usize) -> Result<Vec<Value>, String> {
     Ok(values)
 }
 
-/// Bytes that a compute item takes for its chunks as it starts.
-fn taken(plan: &Plan, task: Task, starts: bool) -> u64 {
-    match task {
-        Task::F(s, _) | Task::FB((s, _), _) if starts => held(plan, s, 0) + held(plan, s, 1),
-        Task::I(s, _) if starts => held(plan, s, 2),
-        _ => 0,
-    }
+/// What a piece of an arena is used for: part 0 from F to I, 1 from F to W, 2 from I to W of a chunk, as (part, stage, micro-batch); 3 a
+/// workspace, as (3, 0, 0); 4 what is always there.
+type Use = (usize, u32, u32);
+
+/// Bytes of an arena that are in use.
+struct Piece {
+    of: Use,
+    at: u64,
+    bytes: u64,
 }
 
-/// Bytes that it lets go as it ends: it was the last to read them.
-fn let_go(plan: &Plan, task: Task, starts: bool) -> u64 {
+/// Puts a piece into an arena, if it is free there.
+fn put(plan: &Plan, rank: usize, arena: &mut Vec<Piece>, piece: Piece) -> Result<(), String> {
+    let Piece { of, at, bytes } = piece;
+    if bytes == 0 {
+        return Ok(());
+    }
+    if at % UNIT != 0 || at + bytes > plan.ranks[rank].arena.0 {
+        return Err(format!("rank {rank}: {of:?} cannot lie at {at}"));
+    }
+    if let Some(other) = arena.iter().find(|other| at < other.at + other.bytes && other.at < at + bytes) {
+        return Err(format!("rank {rank}: {of:?} at {at} lies where {:?} is", other.of));
+    }
+    arena.push(piece);
+    Ok(())
+}
+
+/// What a compute item takes as it starts.
+fn taken(plan: &Plan, rank: usize, item: usize) -> Result<Vec<Piece>, String> {
+    let Item(task, _, places) = &plan.ranks[rank].items[item];
+    let chunk = |part: usize, (s, m): (u32, u32)| ((part, s, m), held(plan, s, part));
+    let space = ((3, 0, 0), workspace(plan, *task));
+    let wanted = match *task {
+        Task::F(s, m) => vec![chunk(0, (s, m)), chunk(1, (s, m))],
+        Task::I(s, m) => vec![chunk(2, (s, m))],
+        Task::B(..) => vec![space],
+        Task::FB(f, _) => vec![chunk(0, f), chunk(1, f), space],
+        _ => vec![],
+    };
+    let wanted: Vec<(Use, u64)> = wanted.into_iter().filter(|&(_, bytes)| bytes > 0).collect();
+    if wanted.len() != places.len() {
+        return Err(format!("rank {rank}: {task} has {} places for {}", places.len(), wanted.len()));
+    }
+    let piece = |(&(of, bytes), at): (&(Use, u64), &Bytes)| Piece { of, at: at.0, bytes: bytes.next_multiple_of(UNIT) };
+    Ok(wanted.iter().zip(places).map(piece).collect())
+}
+
+/// What it lets go as it ends: it was the last to read it.
+fn let_go(task: Task) -> Vec<Use> {
     match task {
-        Task::B(s, _) | Task::FB(_, (s, _)) if !starts => held(plan, s, 0) + held(plan, s, 1),
-        Task::I(s, _) if !starts => held(plan, s, 0),
-        Task::W(s, _) if !starts => held(plan, s, 1) + held(plan, s, 2),
-        _ => 0,
+        Task::B(s, m) | Task::FB(_, (s, m)) => vec![(0, s, m), (1, s, m), (3, 0, 0)],
+        Task::I(s, m) => vec![(0, s, m)],
+        Task::W(s, m) => vec![(1, s, m), (2, s, m)],
+        _ => vec![],
     }
 }
 
@@ -268,13 +321,25 @@ fn workspace(plan: &Plan, task: Task) -> u64 {
     program.map_or(0, |program| plan.programs[program as usize].workspace.0)
 }
 
-/// What a rank holds all the time.
-fn standing(plan: &Plan, rank: usize) -> u64 {
-    let numbers = plan.layout.stages_of(rank as u32);
-    let stages = || numbers.iter().map(|&stage| &plan.stages[stage as usize]);
-    stages().map(|stage| stage.parameters.0 + stage.gradients.0 + stage.optimizer.0).sum::<u64>()
-        + stages().map(|stage| stage.exchange_buffer.0).max().unwrap_or(0)
-        + plan.ranks[rank].rings.iter().map(|ring| u64::from(ring.slots) * ring.bytes.0).sum::<u64>()
+/// Parameters, gradients and optimizer state of a rank.
+fn state(plan: &Plan, rank: usize) -> u64 {
+    let stages = plan.layout.stages_of(rank as u32);
+    let stages = stages.iter().map(|&stage| &plan.stages[stage as usize]);
+    stages.map(|stage| stage.parameters.0 + stage.gradients.0 + stage.optimizer.0).sum()
+}
+
+/// What is always in the arena of a rank: every slot of its rings, and its exchange buffer.
+fn standing(plan: &Plan, rank: usize) -> Vec<Piece> {
+    let always = (4, 0, 0);
+    let mut pieces = Vec::new();
+    for ring in &plan.ranks[rank].rings {
+        let bytes = ring.bytes.0.next_multiple_of(UNIT);
+        pieces.extend((0..u64::from(ring.slots)).map(|slot| Piece { of: always, at: ring.at.0 + slot * bytes, bytes }));
+    }
+    let stages = plan.layout.stages_of(rank as u32);
+    let exchange = stages.iter().map(|&stage| plan.stages[stage as usize].exchange_buffer.0).max().unwrap_or(0);
+    pieces.push(Piece { of: always, at: plan.ranks[rank].exchange.0, bytes: exchange.next_multiple_of(UNIT) });
+    pieces
 }
 
 /// A chunk's backward comes after its forward, its weight gradient after its backward.

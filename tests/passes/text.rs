@@ -141,7 +141,7 @@ fn micros(nanos: u64) -> f64 {
 pub fn ranks(plan: &Plan) -> String {
     let mut text = String::new();
     for (number, rank) in plan.ranks.iter().enumerate() {
-        let _ = writeln!(text, "rank {number}");
+        let _ = writeln!(text, "rank {number}: arena of {}, exchange buffer at {}", rank.arena.0, rank.exchange.0);
         for ring in &rank.rings {
             let of = match ring.of {
                 RingOf::Inbox(from) => format!("messages from rank {from}"),
@@ -149,11 +149,11 @@ pub fn ranks(plan: &Plan) -> String {
                 RingOf::HandoffAct(stage) => format!("activations of stage {stage}"),
                 RingOf::HandoffGrad(stage) => format!("gradients of stage {stage}"),
             };
-            let _ = writeln!(text, "  ring of {of}: {} × {}", ring.slots, ring.bytes);
+            let _ = writeln!(text, "  ring of {of}: {} × {} at {}", ring.slots, ring.bytes, ring.at.0);
         }
         let mut line: Vec<String> = Vec::new();
         let mut computed = false;
-        for (at, Item(task, after)) in rank.items.iter().enumerate() {
+        for (at, Item(task, after, places)) in rank.items.iter().enumerate() {
             let receives = matches!(task, Task::RecvAct(..) | Task::RecvGrad(..));
             let alone = !receives && !matches!(task, Task::SendAct(..) | Task::SendGrad(..));
             if computed && (receives || alone) {
@@ -162,7 +162,7 @@ pub fn ranks(plan: &Plan) -> String {
                 computed = false;
             }
             computed |= alone;
-            line.push(format!("{at} {task}{}", waits(after)));
+            line.push(format!("{at} {task}{}{}", waits(after), self::places(places)));
         }
         let _ = writeln!(text, "  {}", line.join(" | "));
     }
@@ -173,6 +173,14 @@ fn waits(waits: &[u32]) -> String {
     match waits {
         [] => String::new(),
         _ => format!(" after {}", waits.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Where in the arena blocks lie.
+fn places(places: &[Bytes]) -> String {
+    match places {
+        [] => String::new(),
+        _ => format!(" at {}", places.iter().map(|at| at.0.to_string()).collect::<Vec<_>>().join(", ")),
     }
 }
 

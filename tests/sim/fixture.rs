@@ -123,5 +123,6 @@ pub fn plan(placement: Placement, micro_batches: u32, ranks: &[&[(Task, &[u32])]
 }
 
 pub fn rank(rings: Vec<Ring>, items: &[(Task, &[u32])]) -> PlanRank {
-    PlanRank { rings, items: items.iter().map(|(task, after)| Item(*task, after.to_vec())).collect() }
+    let items = items.iter().map(|(task, after)| Item(*task, after.to_vec(), vec![])).collect();
+    PlanRank { arena: Bytes(0), exchange: Bytes(0), rings, items }
 }

@@ -9,16 +9,15 @@ use dualweave::verify::{Rule, verify};
 
 use crate::finds;
 use crate::plan_by_hand::{bidirectional, linear, v};
-use crate::plan_edit::{add_wait, insert, move_before, remove, replace};
+use crate::plan_edit::{add_wait, enlarge, insert, move_before, remove, replace};
 
 /// Gives every message a slot of its own, so that one more or less disturbs no ring.
 fn roomy(plan: &mut Plan) {
-    for rank in &mut plan.ranks {
-        for ring in &mut rank.rings {
-            ring.slots = 8;
+    for rank in 0..plan.ranks.len() {
+        for of in plan.ranks[rank].rings.iter().map(|ring| ring.of).collect::<Vec<_>>() {
+            enlarge(plan, rank, of, 8);
         }
     }
-    plan.machine.memory = Bytes(1000);
 }
 
 #[test]
@@ -34,6 +33,8 @@ fn lost_micro_batches() {
         &[
             "rank 1, I(1,2): is never run: the micro-batch is lost there [completeness]",
             "rank 1, W(1,2): is never run: the micro-batch is lost there [completeness]",
+            "rank 1, item 12, F(1,3): takes f_to_i of chunk (1,3) at bytes 1280 to 1536, where f_to_i of chunk (1,2) is from F(1,2) (item 9) on, at 1280 to 1536 [aliasing]",
+            "rank 1, item 12, F(1,3): takes f_to_w of chunk (1,3) at bytes 1536 to 1792, where f_to_w of chunk (1,2) is from F(1,2) (item 9) on, at 1536 to 1792 [aliasing]",
         ],
     );
     // One too many in the layout: lost on every stage, by direction.

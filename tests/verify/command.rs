@@ -37,7 +37,7 @@ fn broken() -> Plan {
 fn a_safe_plan_is_one_line() {
     let output = verify_file(&v().to_ron(), &[]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(text(&output.stdout), "plan.ron: safe: 2 ranks, 39 items, 13 programs, 12 rules\n");
+    assert_eq!(text(&output.stdout), "plan.ron: safe: 2 ranks, 39 items, 13 programs, 14 rules\n");
     assert_eq!(text(&output.stderr), "");
 }
 
@@ -75,7 +75,7 @@ fn what_is_not_well_formed_is_asked_no_further() {
     let output = verify_file(&plan.to_ron(), &[]);
     assert_eq!(output.status.code(), Some(1));
     let last = text(&output.stdout).lines().last();
-    assert_eq!(last, Some("the 11 other rules are asked once the plan is well-formed"));
+    assert_eq!(last, Some("the 13 other rules are asked once the plan is well-formed"));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn json_says_the_same() {
         "plan": "plan.ron",
         "safe": false,
         "digest_matches": true,
-        "checked": { "ranks": 2, "items": 40, "programs": 8, "rules": 12 },
+        "checked": { "ranks": 2, "items": 40, "programs": 8, "rules": 14 },
         "counts": { "read-before-write": 1 },
         "violations": [{
             "rule": "read-before-write",

@@ -8,6 +8,8 @@ use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Overrides, load};
 use dualweave::passes::compile;
 use dualweave::plan::Plan;
+use dualweave::sim::memory::memory;
+use dualweave::sim::simulate;
 use dualweave::units::Bytes;
 use dualweave::verify::{Rule, verify};
 use proptest::prelude::*;
@@ -49,7 +51,32 @@ fn compiled_plans_are_safe() {
         for (name, plan) in plans {
             let report = verify(&plan);
             assert!(report.is_safe(), "{name} {overrides:?}: {:#?}", report.violations);
+            let ratio = fullness(&plan);
+            assert!((1.0..=MOST).contains(&ratio), "{name} {overrides:?}: {ratio}");
         }
+    }
+}
+
+/// How much higher an arena may be than what is live in it at once: 5 %. Of the examples, Qwen3's comes nearest to that under ZB-V: its
+/// ranks have room for ten chunks, and an eighth of it is taken and freed again by every backward.
+const MOST: f64 = 1.05;
+
+/// The largest ratio of an arena to the most that is live in it at one item, over all ranks.
+fn fullness(plan: &Plan) -> f64 {
+    let simulation = simulate(plan).expect("a plan that runs");
+    let needs = memory(plan, &simulation).into_iter().map(|rank| rank.need);
+    needs.map(|need| need.arena.as_f64() / need.live().as_f64()).fold(1.0, f64::max)
+}
+
+#[test]
+fn arenas_of_auto_lose_little() {
+    for example in ["tiny", "deepseek-v3"] {
+        let path = Path::new("examples").join(example).join("job.ron");
+        let auto = Overrides { schedule: Some(ScheduleKind::Auto), ..Overrides::default() };
+        let plan = compile(&load(&path, &auto).expect("the example").job).expect("a plan").plan;
+        assert!(verify(&plan).is_safe(), "{example}");
+        let ratio = fullness(&plan);
+        assert!((1.0..=MOST).contains(&ratio), "{example}: {ratio}");
     }
 }
 
@@ -91,7 +118,7 @@ proptest! {
     #[test]
     fn compiled_plans_that_still_pass_still_run(
         plan in any::<prop::sample::Index>(),
-        changes in prop::collection::vec((0..8_u32, any::<[usize; 3]>()), 0..3),
+        changes in prop::collection::vec((0..11_u32, any::<[usize; 3]>()), 0..3),
         seed: u64,
     ) {
         let mut plan = plan.get(&TINY).clone();

@@ -31,7 +31,7 @@ fn layouts_that_do_not_fit() {
     finds(&plan, &["layout: has no micro-batches [well-formed]"]);
     let mut plan = linear();
     plan.version = 7;
-    finds(&plan, &["layout: is of version 7 of the format, not 1 [well-formed]"]);
+    finds(&plan, &["layout: is of version 7 of the format, not 2 [well-formed]"]);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn rings_that_cannot_be() {
     plan.ranks[0].rings.push(twice);
     finds(&plan, &["rank 0, ring Inbox(1): is there twice [well-formed]"]);
     let mut plan = linear();
-    plan.ranks[0].rings.push(Ring { of: RingOf::Inbox(u32::MAX), slots: 1, bytes: Bytes(1) });
+    plan.ranks[0].rings.push(Ring { of: RingOf::Inbox(u32::MAX), slots: 1, bytes: Bytes(1), at: Bytes(0) });
     finds(&plan, &["rank 0, ring Inbox(4294967295): names rank 4294967295 of 2 [well-formed]"]);
 }
 
@@ -136,8 +136,8 @@ fn more_streams_than_any_placement_needs() {
     for stage in &mut plan.stages {
         stage.output = stage.input;
     }
-    plan.ranks = vec![PlanRank { rings: vec![], items: vec![] }; ranks as usize];
-    plan.ranks[0].items = (1..ranks).map(|rank| Item(Task::SendAct(0, 0, rank), vec![])).collect();
+    plan.ranks = vec![PlanRank { arena: Bytes(0), exchange: Bytes(0), rings: vec![], items: vec![] }; ranks as usize];
+    plan.ranks[0].items = (1..ranks).map(|rank| Item(Task::SendAct(0, 0, rank), vec![], vec![])).collect();
     finds(&plan, &["rank 0, streams: are 99; no placement needs more than 64 [well-formed]"]);
 }
 
@@ -161,7 +161,7 @@ fn a_report_lists_so_many_and_counts_the_rest() {
 fn the_other_rules_wait_for_this_one() {
     let mut plan = bidirectional();
     let index = at(&plan, 1, Task::F(0, 2));
-    plan.ranks[1].items[index] = Item(Task::F(u32::MAX, u32::MAX), vec![u32::MAX]);
+    plan.ranks[1].items[index] = Item(Task::F(u32::MAX, u32::MAX), vec![u32::MAX], vec![]);
     let report = verify(&plan);
     assert_eq!(report.checked.rules, 1);
     assert!(!report.is_safe());

@@ -1,10 +1,11 @@
 //! What every rank holds in the simulated step, and when it holds most.
 //!
 //! Two numbers for each rank. The *peak* is the largest sum of what is live at one moment of the simulation. The *need*
-//! is what a runtime must have: every ring at its full size, and the most activations that are live at once. It does not
-//! depend on times, since compute items run one after the other; a plan fits if the need of every rank does.
+//! is what a runtime must have: parameters, gradients and optimizer state, and the rank's arena. It does not depend on times; a plan
+//! fits if the need of every rank does.
 
 mod loads;
+mod need;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use crate::ir::{ChunkId, Component};
 use crate::plan::{Plan, PlanRank};
 use crate::units::{Bytes, Nanos};
 use loads::{Breakdown, Of, loads};
+pub use need::Need;
 
 /// What memory is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,26 +99,6 @@ pub struct RankMemory {
     pub need: Need,
 }
 
-/// What a runtime must have on one GPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Need {
-    /// Weights, gradients and optimizer state of the stages that the rank holds, each stage once.
-    pub state: Bytes,
-    /// Most activations, and workspace of a full backward, that are live at once.
-    pub activations: Bytes,
-    /// Rings of messages, and of what is handed on within the rank: slots × bytes.
-    pub messages: Bytes,
-    /// The largest exchange buffer of the stages: exchanges run one after the other.
-    pub exchange: Bytes,
-}
-
-impl Need {
-    /// All of it.
-    pub fn total(self) -> Bytes {
-        self.state + self.activations + self.messages + self.exchange
-    }
-}
-
 impl RankMemory {
     /// Activations that are held at the peak, workspace not counted.
     pub fn activations(&self) -> Bytes {
@@ -162,15 +144,9 @@ fn rank_memory(plan: &Plan, rank: u32, list: &PlanRank, timing: &RankTiming, ste
     }
     events.sort_unstable();
     let (mut live, mut most, mut peak_event) = (0, 0, None);
-    let (mut activations, mut most_activations) = (0, 0);
     for (index, &(_, starts, number)) in events.iter().enumerate() {
         let load = &loads[number];
-        let change = |sum: u128| if starts { sum + totals[load.breakdown] } else { sum - totals[load.breakdown] };
-        live = change(live);
-        if load.of != Of::Message {
-            activations = change(activations);
-        }
-        most_activations = most_activations.max(activations);
+        live = if starts { live + totals[load.breakdown] } else { live - totals[load.breakdown] };
         if live > most {
             (most, peak_event) = (live, Some(index));
         }
@@ -202,19 +178,6 @@ fn rank_memory(plan: &Plan, rank: u32, list: &PlanRank, timing: &RankTiming, ste
         kinds,
         chunks: chunks.len() as u32,
         largest_chunk: chunks.values().copied().max().unwrap_or_default(),
-        need: need(list, &fixed, most_activations),
+        need: Need::new(plan, rank),
     }
-}
-
-/// Sums up what is needed, given the most activations that are live at once.
-fn need(list: &PlanRank, fixed: &Breakdown, activations: u128) -> Need {
-    let mut need = Need { activations: Bytes(u64::try_from(activations).unwrap_or(u64::MAX)), ..Need::default() };
-    for &(kind, bytes) in fixed {
-        match kind {
-            MemoryKind::Exchange => need.exchange += bytes,
-            _ => need.state += bytes,
-        }
-    }
-    need.messages = list.rings.iter().map(|ring| ring.bytes * u64::from(ring.slots)).sum();
-    need
 }

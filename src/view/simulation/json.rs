@@ -102,6 +102,9 @@ struct Kind {
 #[derive(Serialize)]
 struct NeedJson {
     state_bytes: u64,
+    arena_bytes: u64,
+    arena_live_bytes: u64,
+    arena_fragmentation_share: f64,
     activations_bytes: u64,
     messages_bytes: u64,
     exchange_bytes: u64,
@@ -230,7 +233,7 @@ fn wait_json(wait: &crate::sim::Wait) -> Wait {
 
 fn memory_json(simulated: &Simulated, rank: usize) -> Memory {
     let memory = &simulated.memory[rank];
-    let Need { state, activations, messages, exchange } = memory.need;
+    let Need { state, arena, activations, messages, exchange } = memory.need;
     Memory {
         peak_bytes: memory.peak.0,
         peak_at_ns: memory.at.0,
@@ -240,6 +243,9 @@ fn memory_json(simulated: &Simulated, rank: usize) -> Memory {
         need_bytes: memory.need.total().0,
         need: NeedJson {
             state_bytes: state.0,
+            arena_bytes: arena.0,
+            arena_live_bytes: memory.need.live().0,
+            arena_fragmentation_share: memory.need.fragmentation(),
             activations_bytes: activations.0,
             messages_bytes: messages.0,
             exchange_bytes: exchange.0,

@@ -226,14 +226,16 @@ fn memory_table(simulated: &Simulated, rank: usize, width: usize) -> String {
     finish(&mut table, &[1, 2]);
     let need = memory.need;
     format!(
-        "{table}\nActivations of {} are held then.\nNeeded in all: {} ({} state, {} activations, {} message buffers, {} \
-         all-to-all).\n",
+        "{table}\nActivations of {} are held then.\nNeeded in all: {}: {} of state, and an arena of {} ({} activations, {} message \
+         buffers, {} all-to-all; {} lost between them).\n",
         count(u64::from(memory.chunks), "chunk"),
         need.total(),
         need.state,
+        need.arena,
         need.activations,
         need.messages,
         need.exchange,
+        percent(need.fragmentation(), 1.0),
     )
 }
 
@@ -250,8 +252,11 @@ fn relief(simulated: &Simulated, rank: usize) -> String {
         let _ = writeln!(text, "  Ranks that need too much besides: {}.", grouped(others as u64));
     }
     if relief.over_at_peak == Bytes::ZERO {
-        let _ =
-            writeln!(text, "  At most {} are live at once; it is the message rings that are too large.", memory.peak);
+        let _ = writeln!(
+            text,
+            "  At most {} are live at once; it is the message rings and what is lost in the arena.",
+            memory.peak
+        );
         return text;
     }
     if let Some((held, fit)) = relief.chunks {
