@@ -82,7 +82,12 @@ fn another_version_is_named() {
 fn version_1_is_named() {
     let text = plan(ScheduleKind::GPipe).to_ron();
     let without = |line: &&str| !line.trim_start().starts_with("arena:") && !line.trim_start().starts_with("exchange:");
-    let old = text.replacen("version: 2", "version: 1", 1).lines().filter(without).collect::<Vec<&str>>().join("\n");
+    let old = text
+        .replacen(&format!("version: {VERSION}"), "version: 1", 1)
+        .lines()
+        .filter(without)
+        .collect::<Vec<&str>>()
+        .join("\n");
     let error = Plan::from_ron("plan.ron", &old).expect_err("an old plan");
     assert_eq!(error.message(), "this is a plan of version 1; this dualweave reads version 2");
     assert_eq!(line(&error, &old), 4);
