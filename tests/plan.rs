@@ -34,7 +34,7 @@ fn odd_numbers_survive() {
     let mut plan = plan(ScheduleKind::GPipe);
     plan.machine.network.byte_s = 1e11 / 3.0;
     plan.machine.nvlink.measured = vec![(1, f64::MIN_POSITIVE), (2, 0.1 + 0.2), (132, f64::MAX)];
-    plan.origin.model = "a \"name\"\n// with\\every{thing".into();
+    plan.model.name = "a \"name\"\n// with\\every{thing".into();
     plan.stages[0].parameters = Bytes(u64::MAX);
     plan.seal();
     assert_eq!(Plan::from_ron("plan.ron", &plan.to_ron()).unwrap(), plan);
@@ -144,6 +144,7 @@ fn any_change_changes_the_digest() {
     };
     changed(&|plan| plan.origin.tokens_per_step += 1);
     changed(&|plan| plan.origin.compiler.push('x'));
+    changed(&|plan| plan.model.hidden += 1);
     changed(&|plan| plan.machine.launch = Nanos(1));
     changed(&|plan| plan.machine.network.measured.push((1, 1.0)));
     changed(&|plan| plan.layout.micro_batches += 1);

@@ -28,6 +28,7 @@ pub fn emit(
         version: VERSION,
         digest: String::new(),
         origin: origin(job),
+        model: job.model.clone(),
         machine: machine.clone(),
         layout: timetable.layout,
         stages,
@@ -44,7 +45,6 @@ fn origin(job: &Job) -> Origin {
     let training = &job.training;
     Origin {
         compiler: concat!("dualweave ", env!("CARGO_PKG_VERSION")).to_owned(),
-        model: job.model.name.clone(),
         cluster: job.cluster.name.clone(),
         schedule: training.schedule.name().to_owned(),
         gpus: u64::from(training.pp) * u64::from(training.dp) * u64::from(training.tp),

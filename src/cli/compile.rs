@@ -148,7 +148,7 @@ fn summary(compiled: &Compiled, written_to: &Path, width: usize) -> String {
          Times: one micro-batch, F, I and W together; computation on {} SMs, communication on {}. Ratio: computation to communication.\n\
          {pairs}Timetable: {}; with these programs and this placement none is shorter than {}.\n\
          Wrote {written_to}: {}, {}.",
-        plan.origin.model,
+        plan.model.name,
         plan.origin.cluster,
         plan.origin.schedule,
         count(u64::from(plan.layout.ranks), "rank"),

@@ -37,7 +37,8 @@ pub fn run(args: Args) -> Result<Verdict> {
 fn chart(plan: &Plan, simulation: &Simulation, width: usize) -> String {
     let origin = &plan.origin;
     let after = simulation.step.saturating_sub(simulation.pipeline);
-    let mut title = format!("{} on {} · {} · {}", origin.model, origin.cluster, origin.schedule, simulation.pipeline);
+    let mut title =
+        format!("{} on {} · {} · {}", plan.model.name, origin.cluster, origin.schedule, simulation.pipeline);
     if after > Nanos::ZERO {
         title += &format!(", then {after} of gradients and optimizer");
     }

@@ -12,6 +12,7 @@ pub use stream::{StreamId, rank_streams};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Action, ChunkId, Held, Layout, Program, Unit, Work};
+use crate::job::model::Model;
 use crate::machine::Machine;
 use crate::units::{Bytes, Nanos};
 
@@ -60,6 +61,8 @@ pub struct Plan {
     pub digest: String,
     /// What it was compiled from.
     pub origin: Origin,
+    /// What it trains.
+    pub model: Model,
     /// What it was compiled for.
     pub machine: Machine,
     /// Ranks, stages, micro-batches and who holds what.
@@ -92,14 +95,12 @@ impl Plan {
     }
 }
 
-/// What a plan was compiled from: for people, and for the rates that `simulate` prints.
+/// What a plan was compiled from, the model apart: how it is spread, for people, and for the rates that `simulate` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     /// Name and version of the compiler.
     pub compiler: String,
-    /// Name of the model.
-    pub model: String,
     /// Name of the cluster.
     pub cluster: String,
     /// Name of the schedule.

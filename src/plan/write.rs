@@ -40,6 +40,7 @@ impl Plan {
 
     fn body(&self, out: &mut String) {
         field(out, "origin", "What it was compiled from.", &pretty(&self.origin, 1));
+        field(out, "model", "What it trains, with number formats.", &pretty(&self.model, 1));
         field(out, "machine", "What it was compiled for: bytes, seconds, nanoseconds.", &pretty(&self.machine, 1));
         field(out, "layout", "", &value(&self.layout));
         let stages = list(&self.stages, |stage| pretty(stage, 1));

@@ -29,7 +29,7 @@ pub fn write(plan: &Plan, simulation: &Simulation, out: &mut dyn Write) -> io::R
     let ops: Vec<Vec<OpText>> = plan.programs.iter().map(|program| program.ops.iter().map(op_text).collect()).collect();
     let origin = &plan.origin;
     let about = json!({
-        "model": origin.model, "cluster": origin.cluster, "schedule": origin.schedule, "plan": plan.digest,
+        "model": plan.model.name, "cluster": origin.cluster, "schedule": origin.schedule, "plan": plan.digest,
     });
     write!(events.out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{about},\"traceEvents\":[")?;
     let bytes = bytes_of_transfers(plan, simulation);

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
 };
+use dualweave::job::model::{Attention as Heads, Model, MultiHead, Precision};
 use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
@@ -401,7 +402,6 @@ fn plan(
         digest: String::new(),
         origin: Origin {
             compiler: "by hand".to_owned(),
-            model: "small".to_owned(),
             cluster: "small".to_owned(),
             schedule: layout.placement.to_string(),
             gpus: u64::from(layout.ranks),
@@ -412,6 +412,27 @@ fn plan(
             sequence: 16,
             tokens_per_step: 16 * u64::from(layout.micro_batches),
             model_flops_per_token: 1000,
+        },
+        model: Model {
+            name: "small".into(),
+            layers: 2,
+            hidden: 8,
+            vocabulary: 16,
+            tied_embedding: false,
+            attention: Heads::Mha(MultiHead {
+                heads: 1,
+                kv_heads: None,
+                head_dim: 8,
+                qkv_bias: false,
+                output_bias: false,
+                qk_norm: false,
+                sinks: false,
+                window: None,
+            }),
+            dense_width: Some(8),
+            moe: None,
+            mtp_layers: 0,
+            precision: Precision::default(),
         },
         machine: Machine {
             gpu: "small".to_owned(),

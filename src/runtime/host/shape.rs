@@ -4,6 +4,7 @@ use super::precision::Policy;
 use crate::ir::Unit;
 use crate::job::model::{Attention, Layers, Model};
 use crate::job::{Job, Training};
+use crate::plan::Plan;
 
 /// Everything that the arithmetic depends on, but for parameters and tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,15 +46,25 @@ pub enum Scoring {
 }
 
 impl Shape {
-    /// The shape of a job. What jobs do not say: scores are sigmoids where the router has a balancing bias (DeepSeek-V3), a
+    /// The shape of a job.
+    pub fn of(job: &Job) -> Self {
+        Self::new(&job.model, job.training.sequence)
+    }
+
+    /// The shape of what a plan trains.
+    pub fn of_plan(plan: &Plan) -> Self {
+        Self::new(&plan.model, plan.origin.sequence)
+    }
+
+    /// With sequences of so many tokens. What models do not say: scores are sigmoids where the router has a balancing bias (DeepSeek-V3), a
     /// softmax elsewhere; weights sum to 1; norms add 1e-6; rotary frequencies have the base 10 000 (Su et al. 2021); MTP
     /// losses weigh 0.3 (DeepSeek-V3 report, section 4.2).
-    pub fn of(job: &Job) -> Self {
-        let sigmoid = job.model.moe.as_ref().is_some_and(|moe| moe.balance_bias);
+    pub fn new(model: &Model, sequence: u32) -> Self {
+        let sigmoid = model.moe.as_ref().is_some_and(|moe| moe.balance_bias);
         Self {
-            model: job.model.clone(),
-            sequence: job.training.sequence as usize,
-            policy: Policy::of(&job.model.precision),
+            model: model.clone(),
+            sequence: sequence as usize,
+            policy: Policy::of(&model.precision),
             routing: RoutingRule {
                 scoring: if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax },
                 normalised: true,

@@ -137,7 +137,7 @@ pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result
     let Simulated { plan, simulation, memory } = simulated;
     let rates = Rates::new(plan, simulation);
     let report = Report {
-        model: &plan.origin.model,
+        model: &plan.model.name,
         cluster: &plan.origin.cluster,
         schedule: &plan.origin.schedule,
         gpus: plan.origin.gpus,

@@ -58,7 +58,7 @@ fn headline(simulated: &Simulated) -> String {
     let origin = &plan.origin;
     let mut text = format!(
         "{BOLD}{} on {} · {}{BOLD:#} · {} · {} · {}\n\n",
-        origin.model,
+        plan.model.name,
         origin.cluster,
         origin.schedule,
         count(u64::from(plan.layout.ranks), "rank"),
