@@ -9,6 +9,7 @@
 
 pub mod adamw;
 pub mod batch;
+pub mod executor;
 pub mod layers;
 pub mod parameters;
 pub mod precision;

@@ -141,6 +141,26 @@ impl<T: Real> Matrix<T> {
     }
 }
 
+/// Values with one row for each token, or for each row that an expert gets: they can be taken apart and put together.
+pub trait RowWise: Sized {
+    /// A copy of some rows, in the order in which they are named.
+    fn select(&self, rows: &[usize]) -> Self;
+
+    /// Several, one below the other; at least one.
+    fn stacked(parts: &[&Self]) -> Self;
+}
+
+impl<T: Real> RowWise for Matrix<T> {
+    fn select(&self, rows: &[usize]) -> Self {
+        let values = rows.iter().flat_map(|&row| self.row(row).iter().copied()).collect();
+        Self::new(rows.len(), self.columns, values)
+    }
+
+    fn stacked(parts: &[&Self]) -> Self {
+        Self::below(parts)
+    }
+}
+
 /// Where the values of a block lie: from its first to the end of the matrix. An empty block has none.
 fn span<T>(matrix: &Matrix<T>, rows: &Range<usize>, columns: &Range<usize>) -> Range<usize> {
     assert!(rows.end <= matrix.rows && columns.end <= matrix.columns, "a block within the matrix");

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use crate::runtime::host::parameters::{Role, Tensor, parameters};
 use crate::runtime::host::precision::{ProductFormats, Tiles, round, rounded};
 use crate::runtime::host::product::product;
+use crate::runtime::host::tensor::RowWise;
 use crate::runtime::host::{Matrix, Real};
 
 parameters! {
@@ -26,6 +27,28 @@ pub struct Saved<T>(Matrix<T>);
 pub struct ForWeights<T> {
     input: Matrix<T>,
     output: Matrix<T>,
+}
+
+impl<T: Real> RowWise for Saved<T> {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self(self.0.select(rows))
+    }
+
+    fn stacked(parts: &[&Self]) -> Self {
+        Self(Matrix::below(&parts.iter().map(|part| &part.0).collect::<Vec<_>>()))
+    }
+}
+
+impl<T: Real> RowWise for ForWeights<T> {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self { input: self.input.select(rows), output: self.output.select(rows) }
+    }
+
+    fn stacked(parts: &[&Self]) -> Self {
+        let stacked =
+            |of: fn(&Self) -> &Matrix<T>| Matrix::below(&parts.iter().map(|&part| of(part)).collect::<Vec<_>>());
+        Self { input: stacked(|part| &part.input), output: stacked(|part| &part.output) }
+    }
 }
 
 impl<T: Real> Linear<T> {

@@ -31,6 +31,16 @@ pub struct Routing<T> {
 }
 
 impl<T: Real> Routing<T> {
+    /// Of some of the tokens.
+    pub fn rows_of(&self, tokens: std::ops::Range<usize>) -> Self {
+        let top_k = self.weights.columns();
+        Self {
+            experts: self.experts[tokens.start * top_k..tokens.end * top_k].to_vec(),
+            weights: self.weights.rows_of(tokens.clone()),
+            shared: self.shared.as_ref().map(|shared| shared.rows_of(tokens)),
+        }
+    }
+
     /// Experts of a token.
     pub fn of_token(&self, token: usize) -> &[u32] {
         let top_k = self.weights.columns();

@@ -4,6 +4,7 @@ use super::linear::{self, Linear};
 use crate::job::arithmetic::SwigluShape;
 use crate::runtime::host::parameters::parameters;
 use crate::runtime::host::precision::{ProductFormats, Tiles, round};
+use crate::runtime::host::tensor::RowWise;
 use crate::runtime::host::{Matrix, Real};
 
 parameters! {
@@ -30,6 +31,33 @@ pub struct Saved<T> {
 pub struct ForWeights<T> {
     gate_up: linear::ForWeights<T>,
     down: linear::ForWeights<T>,
+}
+
+impl<T: Real> RowWise for Saved<T> {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self { gate_up: self.gate_up.select(rows), inner: self.inner.select(rows), down: self.down.select(rows) }
+    }
+
+    fn stacked(parts: &[&Self]) -> Self {
+        Self {
+            gate_up: RowWise::stacked(&parts.iter().map(|part| &part.gate_up).collect::<Vec<_>>()),
+            inner: RowWise::stacked(&parts.iter().map(|part| &part.inner).collect::<Vec<_>>()),
+            down: RowWise::stacked(&parts.iter().map(|part| &part.down).collect::<Vec<_>>()),
+        }
+    }
+}
+
+impl<T: Real> RowWise for ForWeights<T> {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self { gate_up: self.gate_up.select(rows), down: self.down.select(rows) }
+    }
+
+    fn stacked(parts: &[&Self]) -> Self {
+        Self {
+            gate_up: RowWise::stacked(&parts.iter().map(|part| &part.gate_up).collect::<Vec<_>>()),
+            down: RowWise::stacked(&parts.iter().map(|part| &part.down).collect::<Vec<_>>()),
+        }
+    }
 }
 
 impl<T: Real> Swiglu<T> {

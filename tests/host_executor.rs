@@ -1,0 +1,83 @@
+//! Plans that are run: losses, gradients and updated parameters are those of the reference trainer, however the model is spread,
+//! whichever schedule orders the work, and in whatever order streams and events allow.
+
+#[path = "host_runtime/executed.rs"]
+mod executed;
+#[path = "host_runtime/shapes.rs"]
+mod shapes;
+
+use dualweave::ir::Placement;
+use dualweave::job::training::ScheduleKind;
+use executed::{Case, Kind, same_as_the_reference};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let attention =
+        prop::sample::select(vec![executed::Heads::Multi, executed::Heads::Grouped, executed::Heads::Latent]);
+    (attention, 0..3_u32, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(heads, modules, tied, dense_first, shared, balanced)| Kind {
+            heads,
+            modules,
+            tied,
+            dense_first,
+            shared,
+            balanced,
+        },
+    )
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let schedule = prop::sample::select(vec![
+        ScheduleKind::GPipe,
+        ScheduleKind::OneFOneB,
+        ScheduleKind::Interleaved,
+        ScheduleKind::ZbH1,
+        ScheduleKind::ZbV,
+        ScheduleKind::DualPipe,
+        ScheduleKind::DualPipeV,
+        ScheduleKind::Auto,
+    ]);
+    let spread = (1..=8_u32, prop::sample::select(vec![1_u32, 2, 4]), 1..=2_u32);
+    (schedule, spread, 0..6_u32, 1..=2_u32, kind(), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
+        |(schedule, (pp, ep, replicas), more, sequences, kind, rewritten, sharded, seed)| {
+            // What a schedule needs: an even number of ranks, or at least so many micro-batches.
+            let pp = if schedule == ScheduleKind::DualPipe { pp.next_multiple_of(2) } else { pp };
+            let micro_batches = match schedule {
+                ScheduleKind::DualPipe => 2 * pp + 2 * more,
+                ScheduleKind::DualPipeV => 2 * pp + more,
+                ScheduleKind::ZbV => 2 * pp + more,
+                ScheduleKind::Interleaved => pp * (1 + more / 3),
+                _ => 1 + more,
+            };
+            let placement = None::<Placement>;
+            Case {
+                schedule,
+                placement,
+                pp,
+                ep,
+                dp: ep * replicas,
+                micro_batches,
+                sequences,
+                kind,
+                rewritten,
+                sharded,
+                seed,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        rng_seed: RngSeed::Fixed(31),
+        failure_persistence: None,
+        cases: 48,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    })]
+    #[test]
+    fn whatever_is_run_computes_what_the_reference_does(case in case()) {
+        same_as_the_reference(&case).map_err(TestCaseError::fail)?;
+    }
+}
