@@ -6,9 +6,12 @@ mod executed;
 #[path = "host_runtime/shapes.rs"]
 mod shapes;
 
-use dualweave::ir::Placement;
+use std::collections::BTreeSet;
+
+use dualweave::ir::{Placement, ProgramOp, Work};
 use dualweave::job::training::ScheduleKind;
-use executed::{Case, Kind, same_as_the_reference};
+use dualweave::plan::Plan;
+use executed::{Case, Heads, Kind, same_as_the_reference};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -80,4 +83,43 @@ proptest! {
     fn whatever_is_run_computes_what_the_reference_does(case in case()) {
         same_as_the_reference(&case).map_err(TestCaseError::fail)?;
     }
+}
+
+/// Which forms the programs of a plan have, in words.
+fn forms(plan: &Plan) -> BTreeSet<String> {
+    let ops = plan.programs.iter().flat_map(|program| &program.ops);
+    let of = |op: &ProgramOp| {
+        let carrier = if matches!(op.work, Work::Copy { .. }) { " by copy engine" } else { "" };
+        format!("{:?} of {} parts{carrier}", op.step, op.tokens.parts)
+    };
+    let kinds = plan.programs.iter().map(|program| format!("{:?}", program.kind));
+    ops.map(of).chain(kinds).collect()
+}
+
+#[test]
+fn every_form_of_a_layer_is_run() {
+    let mut seen = BTreeSet::new();
+    for (schedule, ep, heads, shared) in [
+        (ScheduleKind::DualPipe, 4, Heads::Latent, true),
+        (ScheduleKind::DualPipeV, 2, Heads::Grouped, true),
+        (ScheduleKind::ZbV, 4, Heads::Multi, false),
+    ] {
+        let kind = Kind { heads, modules: 1, tied: false, dense_first: true, shared, balanced: true };
+        let case = Case {
+            schedule,
+            placement: None,
+            pp: 2,
+            ep,
+            dp: ep,
+            micro_batches: 6,
+            sequences: 2,
+            kind,
+            rewritten: true,
+            sharded: true,
+            seed: 7,
+        };
+        seen.extend(forms(&case.plan()));
+        same_as_the_reference(&case).unwrap_or_else(|problem| panic!("{case:?}: {problem}"));
+    }
+    panic!("{seen:?}");
 }

@@ -7,6 +7,7 @@ mod compile;
 mod export;
 mod output;
 mod overlap;
+mod run;
 mod schedule;
 mod show;
 mod simulate;
@@ -44,6 +45,8 @@ enum Command {
     Verify(verify::Args),
     /// Run a plan against the machine model: time, bubbles, memory.
     Simulate(simulate::Args),
+    /// Train a small model as a plan says, on this computer.
+    Run(run::Args),
     /// Draw a plan's timetable as a chart.
     Show(show::Args),
     /// Compile a job under every schedule and put them side by side.
@@ -93,6 +96,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Compile(args) => compile::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Run(args) => run::run(args),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),

@@ -6,7 +6,7 @@ use std::path::Path;
 use dualweave::ir::Placement;
 use dualweave::job::model::{Attention, Layers, Mla, Model, Moe, Precision};
 use dualweave::job::sms::CommunicationSms;
-use dualweave::job::training::ScheduleKind;
+use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::compile;
 use dualweave::plan::Plan;
@@ -54,7 +54,7 @@ pub struct Case {
     /// Of a micro-batch.
     pub sequences: u32,
     pub kind: Kind,
-    /// Layers as the rewrite rules make them.
+    /// With the programs of much larger layers, where the rewrite rules are worth something.
     pub rewritten: bool,
     /// The optimizer's work is divided.
     pub sharded: bool,
@@ -65,6 +65,7 @@ pub struct Case {
 const STEPS: u64 = 2;
 
 impl Case {
+    /// The job whose model is run.
     pub fn job(&self) -> Job {
         let mut job = load(Path::new("examples/tiny/job.ron"), &Overrides::default()).expect("the example").job;
         let stages = self.pp
@@ -116,8 +117,37 @@ impl Case {
         job
     }
 
+    /// The job whose programs are run: that one, or the same with layers of another size.
+    fn compiled(&self) -> Job {
+        let mut job = self.job();
+        if self.rewritten {
+            job.model.hidden = 4096;
+            job.model.dense_width = job.model.dense_width.map(|_| 8192);
+            match &mut job.model.attention {
+                Attention::Mha(dims) | Attention::Gqa(dims) => dims.head_dim = 1024,
+                Attention::Mla(dims) => dims.value_dim = 1024,
+            }
+            if let Some(moe) = &mut job.model.moe {
+                moe.width = 2048;
+                moe.shared_width = 2048 * moe.shared_width.min(1);
+            }
+            job.training.sequence = 4096;
+            job.training.recompute = Recompute { norms: true, mla_up: true, swiglu: true };
+            // Two nodes share the experts where four GPUs do.
+            job.cluster.gpus_per_node = 2;
+            job.cluster.nodes = 256;
+            job.cluster.gpu.memory_gb = 1e6;
+        }
+        job
+    }
+
+    /// What is run.
     pub fn plan(&self) -> Plan {
-        compile(&self.job()).unwrap_or_else(|error| panic!("{self:?}: {error:?}")).plan
+        let mut plan = compile(&self.compiled()).unwrap_or_else(|error| panic!("{self:?}: {error:?}")).plan;
+        let job = self.job();
+        plan.model = job.model;
+        plan.origin.sequence = job.training.sequence;
+        plan
     }
 
     /// Data of a step, by replica.

@@ -56,6 +56,24 @@ impl<T: Real> State<T> {
     }
 }
 
+impl<T> State<T> {
+    /// Steps taken.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// By tensor, in their order: first and second moment.
+    pub fn moments(&self) -> &[[Matrix<T>; 2]] {
+        &self.moments
+    }
+
+    /// As it was after some steps. `moments`: of the same tensors.
+    pub fn restore(&mut self, steps: u32, moments: Vec<[Matrix<T>; 2]>) {
+        assert_eq!(moments.len(), self.moments.len(), "the moments of the same tensors");
+        (self.steps, self.moments) = (steps, moments);
+    }
+}
+
 /// The sum of the squares of gradients, in their order. Those of several ranks add up.
 pub fn square_sum<T: Real, P: Parameters<T>>(gradients: &P) -> f64 {
     let tensors = gradients.tensors("").into_iter().filter(|(_, tensor)| tensor.role != Role::Balance);

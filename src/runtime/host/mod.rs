@@ -19,6 +19,7 @@ mod real;
 pub mod reference;
 pub mod shape;
 pub mod tensor;
+pub mod text;
 pub mod unit;
 
 pub use real::Real;

@@ -24,6 +24,10 @@ pub trait Real:
     + Sync
     + 'static
 {
+    /// The type's name.
+    const NAME: &'static str;
+    /// Bytes of a number.
+    const BYTES: usize;
     /// 0.
     const ZERO: Self;
     /// 1.
@@ -33,6 +37,10 @@ pub trait Real:
     fn of(value: f64) -> Self;
     /// The same number.
     fn to_f64(self) -> f64;
+    /// Adds its bytes, the lowest first.
+    fn write(self, bytes: &mut Vec<u8>);
+    /// From its bytes, the lowest first; `None` if they are not [`Real::BYTES`].
+    fn read(bytes: &[u8]) -> Option<Self>;
     /// e to the power of it.
     fn exp(self) -> Self;
     /// Natural logarithm.
@@ -71,6 +79,8 @@ pub struct Strided<P> {
 macro_rules! real {
     ($type:ty, $gemm:path) => {
         impl Real for $type {
+            const NAME: &'static str = stringify!($type);
+            const BYTES: usize = size_of::<$type>();
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
 
@@ -80,6 +90,14 @@ macro_rules! real {
 
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+
+            fn write(self, bytes: &mut Vec<u8>) {
+                bytes.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn read(bytes: &[u8]) -> Option<Self> {
+                Some(Self::from_le_bytes(bytes.try_into().ok()?))
             }
 
             fn exp(self) -> Self {

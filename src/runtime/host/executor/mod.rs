@@ -7,7 +7,9 @@
 //! [`world`] says who is where; [`rank`] is what one GPU does; [`chunk`] are the ops; [`fabric`] and [`rings`] carry what moves;
 //! [`sync`] is the end of a step. There is no tensor parallelism here.
 
+pub mod checkpoint;
 pub mod chunk;
+pub mod compare;
 pub mod fabric;
 pub mod order;
 pub mod rank;

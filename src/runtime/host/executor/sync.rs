@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::fabric::{Reduced, Total};
 use super::stage::{Part, StageParameters, is_expert};
 use super::world::{Gpu, World};
+use crate::error::Result;
 use crate::runtime::host::adamw::{AdamW, State, square_sum};
 use crate::runtime::host::parameters::{Parameters as _, Role};
-use crate::runtime::host::{Real, Shape};
+use crate::runtime::host::{Matrix, Real, Shape};
 
 /// A stage on one GPU, from step to step.
 pub struct HeldStage<T> {
@@ -90,6 +91,32 @@ impl<T: Real> HeldStage<T> {
         let mut parameters = Part { all: &mut self.parameters, chosen };
         let gradients = Part { all: &mut self.gradients, chosen };
         optimizer.step(&shape.policy, &mut parameters, &gradients, &mut self.state, total.squares);
+    }
+
+    /// By tensor, its name and parameters; and its moments, if this GPU updates it.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &Matrix<T>, Option<&[Matrix<T>; 2]>)> {
+        let mut moments = self.state.moments().iter();
+        let tensors = self.parameters.tensors("").into_iter().zip(&self.updated_here);
+        tensors.map(move |((name, tensor), &here)| (name, &tensor.values, here.then(|| moments.next()).flatten()))
+    }
+
+    /// Puts the stage back to where it was after some steps. `of` gives a tensor's parameters and moments.
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub fn restore(
+        &mut self,
+        steps: u32,
+        mut of: impl FnMut(&str, &Matrix<T>) -> Result<[Matrix<T>; 3]>,
+    ) -> Result<()> {
+        let mut moments = Vec::new();
+        for ((name, tensor), &here) in self.parameters.tensors_mut("").into_iter().zip(&self.updated_here) {
+            let [values, first, second] = of(&name, &tensor.values)?;
+            tensor.values = values;
+            moments.extend(here.then_some([first, second]));
+        }
+        self.state.restore(steps, moments);
+        Ok(())
     }
 
     /// Takes each tensor from the member that has updated it.
