@@ -2,8 +2,8 @@
 //!
 //! From the bottom up: [`tensor`] and [`product`] are matrices; [`precision`] rounds as bf16 and FP8 would; [`layers`] are
 //! the parts of a model; [`mod@unit`] composes them into the ops that a plan names; [`mod@reference`] trains straight through,
-//! without a pipeline. There are no threads here, and no clock: the same inputs give the same bits on the same kind of CPU
-//! (the products use what vector instructions it has).
+//! without a pipeline; [`executor`] runs a plan, with a thread for each GPU. There is no clock here: the same inputs give the same
+//! bits on the same kind of CPU (the products use what vector instructions it has).
 //!
 //! Everything is generic over [`Real`]: `f32` to train, `f64` to check gradients.
 

@@ -34,7 +34,7 @@ use super::parameters::{Parameters as _, Tensor, initialise};
 use super::reference::Step;
 use super::{Real, Shape};
 use crate::error::{Error, Result};
-use crate::ir::Unit;
+use crate::ir::{Placement, Unit};
 use crate::plan::{Plan, Task};
 use fabric::Fabric;
 use order::Chooser;
@@ -49,6 +49,9 @@ pub type Run<V> = std::result::Result<V, String>;
 
 /// Most parameters that are held, over all GPUs: with gradients and moments in `f64` 32 bytes each, so 128 GiB. More is a mistake.
 const MOST_PARAMETERS: u64 = 1 << 32;
+
+/// Most tokens of a micro-batch of one replica: far more than attention, whose scores grow with their square, can do.
+const MOST_TOKENS: u64 = 1 << 24;
 
 /// A model that is trained as a plan says.
 pub struct Executor<T> {
@@ -113,11 +116,13 @@ impl<T: Real> Executor<T> {
             let threads: Vec<_> = (self.world.gpus().zip(&mut self.held))
                 .map(|(gpu, held)| {
                     let shared = &shared;
-                    scope.spawn(move || work(shared, gpu, held, Chooser::new(order, gpu)))
+                    let run = move || work(shared, gpu, held, Chooser::new(order, gpu));
+                    let thread = thread::Builder::new().name(gpu.to_string()).spawn_scoped(scope, run);
+                    thread.map_err(|error| fabric.fail(Error::new(format!("no thread for {gpu}: {error}"))))
                 })
                 .collect();
             // A panic is caught in the thread.
-            threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+            threads.into_iter().flatten().map(|thread| thread.join().unwrap_or_default()).collect()
         });
         let squares = fabric.total().map_or(f64::NAN, |total| total.squares);
         if let Some(error) = fabric.failure() {
@@ -215,13 +220,18 @@ fn check(plan: &Plan, shape: &Shape) -> Result<()> {
     if origin.tp == 0 || origin.dp == 0 || !divides(origin.ep, origin.dp) || !divides(origin.ep, experts) {
         return wrong("the plan's GPUs cannot share the experts: `ep` must divide `dp` and the experts");
     }
-    if layout.ranks == 0
-        || plan.ranks.len() != layout.ranks as usize
-        || plan.stages.len() != layout.stages as usize
-        || (0..layout.ranks).flat_map(|rank| layout.stages_of(rank)).any(|stage| stage >= layout.stages)
-        || (0..layout.stages).flat_map(|stage| layout.holders(stage)).any(|rank| rank >= layout.ranks)
-    {
+    let (ranks, stages) = (u64::from(layout.ranks), u64::from(layout.stages));
+    let fits = match layout.placement {
+        Placement::Linear | Placement::Bidirectional => stages == ranks,
+        Placement::V => stages == 2 * ranks,
+        Placement::Loop => stages.checked_rem(ranks) == Some(0),
+    };
+    if !fits || ranks == 0 || plan.ranks.len() as u64 != ranks || plan.stages.len() as u64 != stages {
         return wrong("the plan's lists do not fit its layout");
+    }
+    let tokens = u64::from(origin.micro_batch_size) * u64::from(origin.sequence);
+    if tokens == 0 || tokens > MOST_TOKENS {
+        return wrong(&format!("the plan's micro-batches have {tokens} tokens; 1 to {MOST_TOKENS} can be run"));
     }
     let units: Vec<Unit> = plan.stages.iter().flat_map(|stage| stage.units.iter().copied()).collect();
     if units != shape.units() {

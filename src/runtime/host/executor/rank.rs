@@ -206,7 +206,8 @@ impl<'a, T: Real> Worker<'a, T> {
     fn waits_for(&self, board: &Board<T>, task: Task) -> Option<String> {
         let world = self.shared.world;
         if let Some((_, peer, sent)) = Message::of(task) {
-            let there = self.peer(peer);
+            // Before it started, the item made sure that there is such a rank.
+            let there = Gpu { rank: peer, ..self.gpu };
             let (from, to) = if sent { (self.gpu, there) } else { (there, self.gpu) };
             // What was offered is gone once it was taken.
             let ready = board.offered(world, from, to) != sent;
@@ -268,7 +269,10 @@ impl<'a, T: Real> Worker<'a, T> {
                 let (message, peer, _) = Message::of(task).ok_or("carries nothing")?;
                 let value = uses.read.first().ok_or("sends what the rank does not make")?;
                 let states = self.rings.read(*value)?;
-                shared.fabric.offer(self.gpu, self.peer(peer), message, states);
+                shared.fabric.offer(self.gpu, self.peer(peer)?, message, states);
+            }
+            Task::RecvAct(.., from) | Task::RecvGrad(.., from) => {
+                self.peer(from)?;
             }
             Task::ReduceGrads(stage) => {
                 self.all_accumulated(stage)?;
@@ -290,12 +294,15 @@ impl<'a, T: Real> Worker<'a, T> {
         let task = self.items[item].0;
         let uses = &shared.uses[self.gpu.rank as usize][item];
         match task {
-            Task::SendAct(..) | Task::SendGrad(..) => uses.read.iter().try_for_each(|&value| self.rings.release(value)),
+            Task::SendAct(..) | Task::SendGrad(..) => {
+                uses.read.iter().for_each(|&value| self.rings.release(value));
+                Ok(())
+            }
             Task::RecvAct(.., from) | Task::RecvGrad(.., from) => {
                 let value = *uses.written.first().ok_or("receives what nothing reads")?;
                 // The transfer starts now that both ends have been reached.
                 self.rings.acquire(value)?;
-                let states = shared.fabric.take(self.peer(from), self.gpu, value.message)?;
+                let states = shared.fabric.take(self.peer(from)?, self.gpu, value.message)?;
                 self.rings.fill(value, states)
             }
             Task::ReduceGrads(stage) => {
@@ -356,7 +363,8 @@ impl<'a, T: Real> Worker<'a, T> {
                 }
             }
         }
-        uses.read.iter().try_for_each(|&value| self.rings.release(value))
+        uses.read.iter().for_each(|&value| self.rings.release(value));
+        Ok(())
     }
 
     /// Runs an op of the program; an exchange sends.
@@ -444,8 +452,11 @@ impl<'a, T: Real> Worker<'a, T> {
         }
     }
 
-    fn peer(&self, rank: u32) -> Gpu {
-        Gpu { rank, ..self.gpu }
+    fn peer(&self, rank: u32) -> Run<Gpu> {
+        match rank < self.shared.world.ranks && rank != self.gpu.rank {
+            true => Ok(Gpu { rank, ..self.gpu }),
+            false => Err(format!("names rank {rank}, which is no other rank")),
+        }
     }
 }
 

@@ -59,37 +59,40 @@ pub struct Uses {
     pub read: Vec<Value>,
 }
 
+/// What is in a slot.
 enum Slot<T> {
-    Free,
+    /// It is being written, or read.
     Taken(Message),
     Full(Message, States<T>),
 }
 
 /// All rings of a GPU.
 pub struct Rings<T> {
-    slots: BTreeMap<RingOf, Vec<Slot<T>>>,
+    /// Slots of each.
+    sizes: BTreeMap<RingOf, u32>,
+    /// Those that are not free.
+    slots: BTreeMap<(RingOf, usize), Slot<T>>,
 }
 
 impl<T> Rings<T> {
     /// All slots free.
     pub fn new(rank: &PlanRank) -> Self {
-        let free = |slots: u32| (0..slots).map(|_| Slot::Free).collect();
-        Self { slots: rank.rings.iter().map(|ring| (ring.of, free(ring.slots))).collect() }
+        Self { sizes: rank.rings.iter().map(|ring| (ring.of, ring.slots)).collect(), slots: BTreeMap::new() }
     }
 
     /// Takes a slot, to write to it.
     ///
     /// # Errors
-    /// If something is in it.
+    /// If something is in it, or there is no such slot.
     pub fn acquire(&mut self, value: Value) -> Run<()> {
-        let slot = self.slot(value)?;
-        match slot {
-            Slot::Free => {
-                *slot = Slot::Taken(value.message);
-                Ok(())
-            }
-            Slot::Taken(there) | Slot::Full(there, _) => {
-                Err(format!("writes {} into a slot of {:?} that still holds {there}", value.message, value.ring))
+        let Value { ring, slot, message } = value;
+        if self.sizes.get(&ring).is_none_or(|&slots| slot >= slots as usize) {
+            return Err(format!("needs a slot of {ring:?}, which the rank has not"));
+        }
+        match self.slots.insert((ring, slot), Slot::Taken(message)) {
+            None => Ok(()),
+            Some(Slot::Taken(there) | Slot::Full(there, _)) => {
+                Err(format!("writes {message} into a slot of {ring:?} that still holds {there}"))
             }
         }
     }
@@ -99,13 +102,10 @@ impl<T> Rings<T> {
     /// # Errors
     /// If it was not.
     pub fn fill(&mut self, value: Value, states: States<T>) -> Run<()> {
-        let slot = self.slot(value)?;
-        match slot {
-            Slot::Taken(there) if *there == value.message => {
-                *slot = Slot::Full(value.message, states);
-                Ok(())
-            }
-            _ => Err(format!("writes {} into a slot of {:?} that is not its own", value.message, value.ring)),
+        let Value { ring, slot, message } = value;
+        match self.slots.insert((ring, slot), Slot::Full(message, states)) {
+            Some(Slot::Taken(there)) if there == message => Ok(()),
+            _ => Err(format!("writes {message} into a slot of {ring:?} that is not its own")),
         }
     }
 
@@ -114,30 +114,17 @@ impl<T> Rings<T> {
     /// # Errors
     /// If it holds something else, or nothing.
     pub fn read(&mut self, value: Value) -> Run<States<T>> {
-        let slot = self.slot(value)?;
-        match std::mem::replace(slot, Slot::Taken(value.message)) {
-            Slot::Full(there, states) if there == value.message => Ok(states),
-            Slot::Full(there, _) => {
-                Err(format!("reads {}, but the slot of {:?} holds {there}", value.message, value.ring))
-            }
-            Slot::Free | Slot::Taken(_) => {
-                Err(format!("reads {}, but the slot of {:?} holds nothing yet", value.message, value.ring))
-            }
+        let Value { ring, slot, message } = value;
+        match self.slots.insert((ring, slot), Slot::Taken(message)) {
+            Some(Slot::Full(there, states)) if there == message => Ok(states),
+            Some(Slot::Full(there, _)) => Err(format!("reads {message}, but the slot of {ring:?} holds {there}")),
+            Some(Slot::Taken(_)) | None => Err(format!("reads {message}, but the slot of {ring:?} holds nothing yet")),
         }
     }
 
     /// Lets go of a slot.
-    ///
-    /// # Errors
-    /// If there is no such slot.
-    pub fn release(&mut self, value: Value) -> Run<()> {
-        *self.slot(value)? = Slot::Free;
-        Ok(())
-    }
-
-    fn slot(&mut self, value: Value) -> Run<&mut Slot<T>> {
-        let slot = self.slots.get_mut(&value.ring).and_then(|slots| slots.get_mut(value.slot));
-        slot.ok_or_else(|| format!("needs a slot of {:?}, which the rank has not", value.ring))
+    pub fn release(&mut self, value: Value) {
+        self.slots.remove(&(value.ring, value.slot));
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dualweave::ir::Placement;
-use dualweave::job::model::{Attention, Layers, Mla, Model, Moe, Precision};
+use dualweave::job::model::{Attention, Layers, Mla, Moe, Precision};
 use dualweave::job::sms::CommunicationSms;
 use dualweave::job::training::{Recompute, ScheduleKind};
-use dualweave::job::{Job, Overrides, load};
+use dualweave::job::{Job, Model as JobModel, Overrides, load};
 use dualweave::passes::compile;
 use dualweave::plan::Plan;
 use dualweave::runtime::host::adamw::AdamW;
@@ -15,7 +15,7 @@ use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor, Gpu, Order};
 use dualweave::runtime::host::parameters::{Parameters, Role, Tensor};
 use dualweave::runtime::host::precision::Policy;
-use dualweave::runtime::host::reference::Trainer;
+use dualweave::runtime::host::reference::{Model, Trainer};
 use dualweave::runtime::host::{Matrix, Shape};
 
 use crate::shapes;
@@ -91,7 +91,7 @@ impl Case {
             layers: if kind.dense_first { Layers::From(1) } else { Layers::All },
             ..shapes::experts()
         };
-        job.model = Model {
+        job.model = JobModel {
             // A stage holds at least one unit; embedding and head are two.
             layers: stages.max(2),
             tied_embedding: kind.tied,
@@ -195,10 +195,11 @@ pub fn executor(plan: &Plan, optimizer: AdamW) -> Executor<f64> {
     executor
 }
 
+/// By name.
+pub type Tensors<'a> = BTreeMap<String, &'a Matrix<f64>>;
+
 /// Tensors by name; an error if two GPUs do not have the same.
-pub fn by_name<'a>(
-    tensors: impl Iterator<Item = (Gpu, String, &'a Tensor<f64>)>,
-) -> Result<BTreeMap<String, &'a Matrix<f64>>, String> {
+pub fn by_name<'a>(tensors: impl Iterator<Item = (Gpu, String, &'a Tensor<f64>)>) -> Result<Tensors<'a>, String> {
     let mut all = BTreeMap::new();
     for (gpu, name, tensor) in tensors {
         if *all.entry(name.clone()).or_insert(&tensor.values) != &tensor.values {
@@ -209,22 +210,26 @@ pub fn by_name<'a>(
 }
 
 /// What must be the same, up to the order of sums.
-fn close(what: &str, ours: &BTreeMap<String, &Matrix<f64>>, theirs: &[(String, &Tensor<f64>)]) -> Result<(), String> {
+pub fn close(what: &str, ours: &Tensors, theirs: &Tensors) -> Result<(), String> {
     if ours.len() != theirs.len() {
         return Err(format!("{} {what}, not {}", ours.len(), theirs.len()));
     }
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    for (name, tensor) in theirs {
+    for (name, theirs) in theirs {
         let ours = ours.get(name).ok_or(format!("no {what} of {name}"))?;
-        let theirs = tensor.values.values();
-        let size = norm(&mut theirs.iter().copied());
-        let error = norm(&mut ours.values().iter().zip(theirs).map(|(a, b)| a - b));
+        let size = norm(&mut theirs.values().iter().copied());
+        let error = norm(&mut ours.values().iter().zip(theirs.values()).map(|(a, b)| a - b));
         // Gradients that cancel leave some last bits.
         if error > 1e-9 * size + 1e-15 || error.is_nan() {
             return Err(format!("{what} of {name}: off by {error:e} of {size:e}"));
         }
     }
     Ok(())
+}
+
+/// Of the reference.
+fn of_model(model: &Model<f64>) -> Tensors<'_> {
+    model.tensors("").into_iter().map(|(name, tensor)| (name, &tensor.values)).collect()
 }
 
 /// Runs a case in the order of its lists and in a random one, and compares with the reference.
@@ -251,8 +256,8 @@ pub fn same_as_the_reference(case: &Case) -> Result<(), String> {
         if (ours.gradient_norm / expected.gradient_norm - 1.0).abs() > 1e-9 {
             return Err(format!("gradient norm {} is not {}", ours.gradient_norm, expected.gradient_norm));
         }
-        close("gradient", &by_name(in_order.gradients())?, &gradients.tensors(""))?;
-        close("parameters", &by_name(in_order.parameters())?, &reference.model.tensors(""))?;
+        close("gradient", &by_name(in_order.gradients())?, &of_model(&gradients))?;
+        close("parameters", &by_name(in_order.parameters())?, &of_model(&reference.model))?;
         if ours != other
             || by_name(in_order.gradients())? != by_name(at_random.gradients())?
             || by_name(in_order.parameters())? != by_name(at_random.parameters())?

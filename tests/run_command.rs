@@ -1,0 +1,136 @@
+//! `dualweave run`: what it prints, what it refuses, and that training goes on where it was broken off.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs/run/small.ron");
+
+fn dualweave(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dualweave")).current_dir(folder).args(args).output().expect("the command starts")
+}
+
+/// A folder with the plan of a job in it, with these flags.
+fn folder_with_plan(flags: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compiled = dualweave(folder.path(), &[&["compile", SMALL, "-o", "plan.ron"], flags].concat());
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    folder
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+/// The diagnostic of a run that must be refused, in one line.
+fn refusal(folder: &Path, flags: &[&str]) -> String {
+    let output = dualweave(folder, &[&["run", "plan.ron"], flags].concat());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{flags:?}: {text}");
+    assert!(output.stdout.is_empty(), "{flags:?}");
+    assert!(!text.contains("panicked"), "{flags:?}: {text}");
+    text.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn it_trains_and_is_checked() {
+    let folder = folder_with_plan(&[]);
+    let checked = dualweave(folder.path(), &["run", "plan.ron", "--steps", "2", "--check"]);
+    let text = stdout(&checked);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>()[..4], ["step", "loss", "mtp", "0"], "{text}");
+    assert_eq!(lines.len(), 4, "{text}");
+    assert_eq!(lines[3], "every loss and gradient is the reference's, to 1e-9");
+    assert!(String::from_utf8_lossy(&checked.stderr).contains("small as 4 threads: 2 steps of 64 tokens"));
+
+    let json = stdout(&dualweave(folder.path(), &["run", "plan.ron", "--steps", "30", "--lr", "1e-2", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let loss = |step: usize| json["steps"][step]["losses"][0].as_f64().expect("a loss");
+    assert!(loss(29) < loss(0) - 1.0, "{} to {}", loss(0), loss(29));
+    assert_eq!(json["precision"], "as-planned");
+    assert_eq!(json["gpus"], 4);
+    // Other seeds begin elsewhere; the same one begins at the same place.
+    let first = |seed: &str| {
+        let text = stdout(&dualweave(folder.path(), &["run", "plan.ron", "--steps", "1", "--seed", seed]));
+        text.lines().last().expect("a step").to_owned()
+    };
+    assert_eq!(first("7"), first("7"));
+    assert_ne!(first("7"), first("8"));
+}
+
+#[test]
+fn training_goes_on_bit_for_bit() {
+    let folder = folder_with_plan(&[]);
+    let run = |flags: &[&str]| {
+        let mut args = vec!["run", "plan.ron", "--precision", "f64", "--checkpoint-every", "3"];
+        args.extend(flags);
+        stdout(&dualweave(folder.path(), &args))
+    };
+    let whole = run(&["--steps", "5", "--checkpoint", "whole"]);
+    let before = run(&["--steps", "2", "--checkpoint", "parts"]);
+    let after = run(&["--steps", "3", "--checkpoint", "parts", "--resume"]);
+    let steps = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(steps(&whole), [steps(&before), steps(&after)].concat());
+    let saved = |name: &str| fs::read(folder.path().join(name).join("checkpoint.safetensors")).expect("a checkpoint");
+    assert!(saved("whole") == saved("parts"));
+    assert_eq!(fs::read_dir(folder.path().join("parts")).expect("a folder").count(), 1);
+    // Under a plan that spreads the model otherwise, it goes on too.
+    let other = folder_with_plan(&["--schedule", "1f1b", "--dp", "1", "--ep", "1"]);
+    fs::create_dir(other.path().join("parts")).expect("a folder");
+    fs::write(other.path().join("parts/checkpoint.safetensors"), saved("parts")).expect("a file");
+    let args = ["run", "plan.ron", "--steps", "1", "--precision", "f64", "--checkpoint", "parts", "--resume"];
+    assert!(stdout(&dualweave(other.path(), &args)).lines().last().expect("a step").trim().starts_with("6 "));
+}
+
+#[test]
+fn what_cannot_be_run_is_refused() {
+    let folder = folder_with_plan(&[]);
+    let refused = |flags: &[&str]| refusal(folder.path(), flags);
+    fs::write(folder.path().join("short.txt"), "too short").expect("a file");
+    assert!(refused(&["--data", "short.txt"]).contains("the text has 9 bytes, fewer than a sequence"));
+    assert!(refused(&["--data", "nowhere.txt"]).contains("`nowhere.txt` cannot be read"));
+    assert!(refused(&["--check", "--precision", "as-planned"]).contains("check with `--precision f64` or `f32`"));
+    assert!(refused(&["--steps", "0"]).contains("0 is not in 1"));
+    assert!(refused(&["--lr", "-1"]).contains("a number above 0"));
+    assert!(refused(&["--lr", "nan"]).contains("a number above 0"));
+    assert!(refused(&["--resume"]).contains("--checkpoint"));
+    assert!(refused(&["--checkpoint", "none", "--resume"]).contains("begin without `--resume`"));
+    assert!(refused(&["--checkpoint", "c", "--resume", "--seed", "1"]).contains("cannot be used with"));
+    assert!(refused(&["--backend", "cuda"]).contains("possible values: host"));
+
+    let train = |flags: &[&str]| {
+        stdout(&dualweave(folder.path(), &[&["run", "plan.ron", "--steps", "1", "--checkpoint", "c"], flags].concat()))
+    };
+    train(&[]);
+    assert!(refused(&["--checkpoint", "c"]).contains("go on from it with `--resume`"));
+    assert!(refused(&["--checkpoint", "c", "--resume", "--precision", "f64"]).contains("--precision as-planned"));
+    fs::write(folder.path().join("other.txt"), "another text, of some more bytes than the other one").expect("a file");
+    assert!(refused(&["--checkpoint", "c", "--resume", "--data", "other.txt"]).contains("another text"));
+    fs::write(folder.path().join("c/checkpoint.safetensors"), "nonsense").expect("a file");
+    assert!(refused(&["--checkpoint", "c", "--resume"]).contains("this is no checkpoint"));
+    fs::write(folder.path().join("file"), "").expect("a file");
+    assert!(refused(&["--checkpoint", "file/c"]).contains("`file/c` cannot be made"));
+}
+
+#[test]
+fn plans_that_are_not_safe_or_not_small_are_refused() {
+    let folder = folder_with_plan(&[]);
+    let plan = fs::read_to_string(folder.path().join("plan.ron")).expect("the plan");
+    let refused = |from: &str, to: &str| {
+        assert!(plan.contains(from), "{from}");
+        fs::write(folder.path().join("plan.ron"), plan.replacen(from, to, 1)).expect("a file");
+        refusal(folder.path(), &[])
+    };
+    let vocabulary = refused("vocabulary: 256", "vocabulary: 255");
+    assert!(
+        vocabulary.contains("vocabulary of 255 tokens, but the bytes of a text are 256 different ones"),
+        "{vocabulary}"
+    );
+    let unsafe_plan = refused("(F(0,0),[])", "(F(0,1),[])");
+    assert!(unsafe_plan.contains("the plan is not safe to run") && unsafe_plan.contains("dualweave verify plan.ron"));
+    let other_model = refused("layers: 4,", "layers: 5,");
+    assert!(other_model.contains("the plan's stages together are not its model"), "{other_model}");
+    let sharded = folder_with_plan(&["--tp", "2", "--dp", "1"]);
+    assert!(refusal(sharded.path(), &[]).contains("tensor parallelism over 2 GPUs"));
+}
