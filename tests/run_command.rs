@@ -113,6 +113,20 @@ fn what_cannot_be_run_is_refused() {
     assert!(refused(&["--checkpoint", "file/c"]).contains("`file/c` cannot be made"));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_full_stdout_is_an_error() {
+    let folder = folder_with_plan(&[]);
+    for flags in [&[][..], &["--json"], &["--check"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("the device");
+        let mut run = Command::new(env!("CARGO_BIN_EXE_dualweave"));
+        run.current_dir(folder.path()).args(["run", "plan.ron", "--steps", "1"]).args(flags).stdout(full);
+        let output = run.output().expect("the command starts");
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("standard output cannot be written"), "{flags:?}");
+    }
+}
+
 #[test]
 fn plans_that_are_not_safe_or_not_small_are_refused() {
     let folder = folder_with_plan(&[]);

@@ -25,8 +25,9 @@ Start here:
   dualweave compile examples/tiny/job.ron -o plan.ron
   dualweave verify plan.ron
   dualweave simulate plan.ron
+  dualweave run plan.ron
 
-Exit codes: 0 done, 1 `verify` said no, 2 bad usage or input, or a failed write.
+Exit codes: 0 done, 1 `verify` or `run --check` said no, 2 bad usage or input, or a failed write.
 Data goes to standard output, talk to standard error.";
 
 /// A schedule compiler for training mixture-of-experts models.

@@ -259,6 +259,9 @@ fn resume<T: Real>(executor: &mut Executor<T>, path: &Path, now: &Progress) -> R
         Error::new(format!("`{}` cannot be read: {error}", path.display()))
             .help("begin without `--resume`, or name the folder of an earlier `--checkpoint`")
     };
+    if path.exists() && !path.is_file() {
+        return Err(Error::new(format!("`{}` is no file", path.display())));
+    }
     let bytes = fs::read(path).map_err(refuse)?;
     let checkpoint = Checkpoint::read(&bytes)?;
     let there = &checkpoint.progress;

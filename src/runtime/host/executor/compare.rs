@@ -1,6 +1,6 @@
 //! The same step without a pipeline: how far losses and gradients are from the reference trainer's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Executor;
 use crate::runtime::host::batch::Batch;
@@ -59,7 +59,7 @@ impl<T: Real> Executor<T> {
         let least =
             NOTHING * counted.map(|tensor| norm(tensor.values.values().iter().copied()).powi(2)).sum::<f64>().sqrt();
         let mut worst = Difference { loss, gradient: 0.0, tensor: String::new() };
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for (_, name, ours) in self.gradients() {
             let gradient = theirs.get(&name).map_or(f64::INFINITY, |theirs| {
                 let apart =

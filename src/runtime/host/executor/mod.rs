@@ -4,23 +4,24 @@
 //! it reads missing, a slot is overwritten, or all GPUs wait; each is an error that says where. A plan that is right gives the
 //! same bits in whatever order its streams and events allow.
 //!
-//! [`world`] says who is where; [`rank`] is what one GPU does; [`chunk`] are the ops; [`fabric`] and [`rings`] carry what moves;
-//! [`sync`] is the end of a step. There is no tensor parallelism here.
+//! `world` says who is where; `rank` is what one GPU does, `running` one of its programs; `chunk` are the ops, `rows` what experts
+//! get; `fabric` and `rings` carry what moves; `sync` is the end of a step. There is no tensor parallelism here.
 
 pub mod checkpoint;
-pub mod chunk;
+mod chunk;
 pub mod compare;
-pub mod fabric;
-pub mod order;
-pub mod rank;
-pub mod rings;
-pub mod rows;
-pub mod running;
-pub mod stage;
-pub mod sync;
-pub mod world;
+mod fabric;
+mod order;
+mod rank;
+mod rings;
+mod rows;
+mod running;
+mod stage;
+mod sync;
+mod world;
 
 pub use order::Order;
+pub use stage::StageParameters;
 pub use world::Gpu;
 
 use std::any::Any;
@@ -40,12 +41,11 @@ use fabric::Fabric;
 use order::Chooser;
 use rank::{Losses, Shared, Worker};
 use rings::{Uses, uses};
-use stage::StageParameters;
 use sync::HeldStage;
 use world::World;
 
 /// Result of what happens on a GPU. The message says what is wrong; whoever knows where, says so in front of it.
-pub type Run<V> = std::result::Result<V, String>;
+type Run<V> = std::result::Result<V, String>;
 
 /// Most parameters that are held, over all GPUs: with gradients and moments in `f64` 32 bytes each, so 128 GiB. More is a mistake.
 const MOST_PARAMETERS: u64 = 1 << 32;
@@ -86,7 +86,8 @@ impl<T: Real> Executor<T> {
     /// One step. `data`: by replica, its micro-batches.
     ///
     /// # Errors
-    /// If there are not as many micro-batches as the plan has, or they are not of its size; or if the plan is wrong.
+    /// If there are not as many micro-batches as the plan has, or they are not of its size; or if the plan is wrong. Then some
+    /// parameters may be updated and others not: there is no going on but from a checkpoint.
     pub fn step(&mut self, data: &[Vec<Batch>], order: Order) -> Result<Step> {
         let origin = &self.plan.origin;
         let micro_batch = origin.micro_batch_size as usize * self.shape.sequence;
