@@ -165,7 +165,7 @@ impl<'a, T: Real> Worker<'a, T> {
         let (mut moves, mut reasons) = (Vec::new(), Vec::new());
         for (items, ended) in &self.streams {
             let Some(&item) = items.get(*ended) else { continue };
-            let Item(task, after) = &self.items[item];
+            let Item(task, after, _) = &self.items[item];
             if !self.started[item] {
                 match after.iter().find(|&&before| self.ended.get(before as usize) != Some(&true)) {
                     None => moves.push(Move { item, kind: MoveKind::Start }),
