@@ -34,8 +34,21 @@ pub struct Memory {
 pub struct StageMemory {
     /// From the start of F to the end of I, or of the B or FB that has it.
     pub activation: u64,
-    /// From the end of I to the end of W: what W still reads. Not more than `activation`.
+    /// From the end of I to the end of W: what W still reads. Where it is more than `activation`, because I leaves more than it frees,
+    /// it is held from the start of I. A whole backward never holds more than `activation`.
     pub for_weights: u64,
+}
+
+impl StageMemory {
+    /// What an I that runs by itself adds to what its chunk holds, when it starts.
+    pub fn added(self) -> u64 {
+        self.for_weights.saturating_sub(self.activation)
+    }
+
+    /// What an I that runs by itself frees, when it ends.
+    pub fn freed(self) -> u64 {
+        self.activation.saturating_sub(self.for_weights)
+    }
 }
 
 /// What one chunk of a stage costs.
@@ -77,10 +90,18 @@ impl Memory {
         let of = |chunk: ChunkId| self.stages[chunk.stage as usize];
         let (mut held, mut peak) = (0, 0);
         for action in actions {
-            held += action.forward().map_or(0, |chunk| of(chunk).activation);
+            held += match *action {
+                Action::F(chunk) | Action::FB(chunk, _) => of(chunk).activation,
+                Action::I(chunk) => of(chunk).added(),
+                Action::B(_) | Action::W(_) => 0,
+            };
             peak = peak.max(held);
-            held -= action.input_gradient().map_or(0, |chunk| of(chunk).activation - of(chunk).for_weights);
-            held -= action.weight_gradient().map_or(0, |chunk| of(chunk).for_weights);
+            held -= match *action {
+                Action::I(chunk) => of(chunk).freed(),
+                Action::W(chunk) => of(chunk).for_weights,
+                Action::B(chunk) | Action::FB(_, chunk) => of(chunk).activation,
+                Action::F(_) => 0,
+            };
         }
         peak
     }

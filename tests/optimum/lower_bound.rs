@@ -27,6 +27,26 @@ fn no_timetable_of_a_small_instance_is_below_the_bound() {
     assert!(met * 2 > total, "{met} of {total}");
 }
 
+/// Where I leaves more than it frees, the bound holds as well.
+#[test]
+fn holds_where_chunks_grow() {
+    let mut draw = Draw(5);
+    let mut total = 0;
+    for (placement, ranks, per_rank, micro_batches) in SHAPES {
+        for round in 0..24 {
+            let layout = Layout::new(placement, ranks, per_rank, micro_batches);
+            let mut problem = draw.problem(layout, round);
+            let Some(memory) = &mut problem.memory else { continue };
+            memory.stages.iter_mut().for_each(|stage| stage.for_weights += 1 + draw.below(3));
+            let Some(optimum) = Search::new(&problem).optimum() else { continue };
+            let bound = lower_bound(&problem).0;
+            assert!(bound <= optimum, "bound {bound}, but {optimum} can be reached: {problem:?}");
+            total += 1;
+        }
+    }
+    assert!(total > 20, "{total}");
+}
+
 /// With equal costs ZB-H1 is optimal: the last rank starts P-1 late and then has no bubble. Bound and replay must meet.
 #[test]
 fn meets_zb_h1() {

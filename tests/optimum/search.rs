@@ -43,9 +43,16 @@ fn peaks(problem: &Problem, memory: &Memory, timetable: &Timetable) -> Vec<u64> 
         let (mut held, mut peak) = (0, 0);
         for action in actions {
             held += action.forward().map_or(0, |chunk| of(chunk).activation);
+            if let Action::I(chunk) = *action {
+                held = held - of(chunk).activation + of(chunk).activation.max(of(chunk).for_weights);
+            }
             peak = peak.max(held);
-            held -= action.input_gradient().map_or(0, |chunk| of(chunk).activation - of(chunk).for_weights);
-            held -= action.weight_gradient().map_or(0, |chunk| of(chunk).for_weights);
+            match *action {
+                Action::I(chunk) => held -= of(chunk).activation.saturating_sub(of(chunk).for_weights),
+                Action::W(chunk) => held -= of(chunk).for_weights,
+                Action::B(chunk) | Action::FB(_, chunk) => held -= of(chunk).activation,
+                Action::F(_) => {}
+            }
         }
         peak
     };
@@ -130,7 +137,8 @@ fn problem(draw: &mut Draw, layout: Layout, round: u32) -> Problem {
         let stages: Vec<StageMemory> = (0..layout.stages)
             .map(|_| {
                 let activation = 1 + draw.below(3);
-                StageMemory { activation, for_weights: draw.below(activation + 1) }
+                // More than the activation where I leaves more than it frees.
+                StageMemory { activation, for_weights: draw.below(activation + 3) }
             })
             .collect();
         // Room for one micro-batch, and sometimes for more.

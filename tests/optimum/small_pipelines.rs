@@ -196,15 +196,21 @@ impl<'a> Search<'a> {
     /// What the rank's chunks hold after an action, if there is room for it.
     fn after(&self, mut held: u64, rank: u32, action: Action) -> Option<u64> {
         let Some(memory) = &self.problem.memory else { return Some(held) };
+        let whole = matches!(action, Action::B(_) | Action::FB(..));
         for (phase, chunk) in action.parts() {
             let of = &memory.stages[chunk.stage as usize];
             match phase {
                 Phase::F => held += of.activation,
-                Phase::I => held -= of.activation - of.for_weights,
+                Phase::I if whole => held -= of.activation,
+                Phase::I => held = held - of.activation + of.activation.max(of.for_weights),
+                Phase::W if whole => {}
                 Phase::W => held -= of.for_weights,
             }
             if held > memory.limits[rank as usize] {
                 return None;
+            }
+            if phase == Phase::I && !whole {
+                held -= of.activation.saturating_sub(of.for_weights);
             }
         }
         Some(held)

@@ -6,7 +6,7 @@
 //!
 //! Memory never locks up. A forward starts only if afterwards every lane of its rank with a later stage still has, or has
 //! room for, one chunk: so a chunk of the last stage can always run to its end, then one of the stage before, and so on to
-//! the first. Where two directions share ranks with little room, a rule may ask instead that all that is in flight be able to
+//! the first, its backwards whole, if there is no room for more. Where two directions share ranks with little room, a rule may ask instead that all that is in flight be able to
 //! end, one micro-batch after the other.
 
 use std::cmp::Reverse;
@@ -255,8 +255,7 @@ impl<'a> Run<'a> {
                 (None, None) => {}
             },
             Exception::Backward => match (b, coming_b) {
-                (Some(b), _) if self.whole(b.lane) => return Decision::Run(Step::B(b.lane as u32)),
-                (Some(b), _) => return Decision::Run(Step::I(b.lane as u32)),
+                (Some(b), _) => return Decision::Run(self.backward(rank, b.lane, self.whole(b.lane))),
                 (None, Some(b)) => return Decision::Wait(b.arrival),
                 (None, None) => {}
             },
@@ -285,11 +284,9 @@ impl<'a> Run<'a> {
             if [coming_f, coming_b].into_iter().flatten().any(sooner) {
                 return Decision::Wait(next);
             }
-            let lane = best.lane as u32;
             return Decision::Run(match forward_first {
-                true => Step::F(lane),
-                false if self.whole(best.lane) != (exception == Exception::Otherwise) => Step::B(lane),
-                false => Step::I(lane),
+                true => Step::F(best.lane as u32),
+                false => self.backward(rank, best.lane, self.whole(best.lane) != (exception == Exception::Otherwise)),
             });
         }
         match self.weight(rank) {
@@ -319,16 +316,17 @@ impl<'a> Run<'a> {
     fn has_room(&self, rank: usize, at: usize) -> bool {
         let model = self.model;
         if self.rule.guard == Guard::Banker {
-            let fits = self.held[rank] + model.lanes[at].activation <= model.limits[rank];
+            let fits = self.held[rank] + model.lanes[at].held.activation <= model.limits[rank];
             return fits && self.all_can_end(at);
         }
         let lane = &model.lanes[at];
-        let mut held = self.held[rank] + lane.activation;
+        let mut held = self.held[rank] + lane.held.activation;
         for &other in &model.of_rank[rank] {
             let (later, state) = (&model.lanes[other], self.lanes[other]);
             if later.stage > lane.stage && state.f < later.count {
-                let holds = (state.f - state.i) as u64 * later.activation + state.pending as u64 * later.for_weights;
-                held += later.activation.saturating_sub(holds);
+                let holds =
+                    (state.f - state.i) as u64 * later.held.activation + state.pending as u64 * later.held.for_weights;
+                held += later.held.activation.saturating_sub(holds);
             }
         }
         held <= model.limits[rank]
@@ -341,9 +339,9 @@ impl<'a> Run<'a> {
         let forwards = |lane: usize| self.lanes[lane].f + usize::from(lane == at);
         let mut free = model.limits.clone();
         for (lane, state) in model.lanes.iter().zip(&self.lanes) {
-            free[lane.rank] -= (state.f - state.i) as u64 * lane.activation;
+            free[lane.rank] -= (state.f - state.i) as u64 * lane.held.activation;
         }
-        free[model.lanes[at].rank] -= model.lanes[at].activation;
+        free[model.lanes[at].rank] -= model.lanes[at].held.activation;
         // Per direction, which has one lane on a rank: its first lane, and its oldest micro-batch that has not ended.
         let stages = model.lanes.iter().filter(|lane| lane.first == 0).count();
         let mut directions: Vec<(usize, usize)> =
@@ -353,10 +351,10 @@ impl<'a> Run<'a> {
             for (first, oldest) in &mut directions {
                 let lanes = *first..*first + stages;
                 let mut missing = lanes.clone().filter(|&lane| forwards(lane) <= *oldest);
-                let can_end = missing.all(|lane| free[model.lanes[lane].rank] >= model.lanes[lane].activation);
+                let can_end = missing.all(|lane| free[model.lanes[lane].rank] >= model.lanes[lane].held.activation);
                 if *oldest < forwards(*first) && can_end {
                     for lane in lanes.filter(|&lane| self.lanes[lane].i <= *oldest && forwards(lane) > *oldest) {
-                        free[model.lanes[lane].rank] += model.lanes[lane].activation;
+                        free[model.lanes[lane].rank] += model.lanes[lane].held.activation;
                     }
                     *oldest += 1;
                     ended = true;
@@ -397,6 +395,16 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The next backward of a lane: whole if that is wanted, or if there is no room for what an I by itself leaves.
+    fn backward(&self, rank: usize, at: usize, whole: bool) -> Step {
+        let added = self.model.lanes[at].held.added();
+        match whole || self.held[rank] + added > self.model.limits[rank] {
+            true => Step::B(at as u32),
+            false => Step::I(at as u32),
+        }
+    }
+
+    /// Whether the rule wants the next backward of a lane whole.
     fn whole(&self, at: usize) -> bool {
         let (lane, state) = (&self.model.lanes[at], self.lanes[at]);
         match self.rule.whole {

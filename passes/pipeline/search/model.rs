@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
-use crate::ir::{Action, ChunkId, Placement, Problem, Timetable};
+use crate::ir::{Action, ChunkId, Placement, Problem, StageMemory, Timetable};
 use crate::units::Nanos;
 
 /// Sums of times stay below this: no timetable is longer, and the ends of 4096 ranks still add up to a u64.
@@ -26,10 +26,8 @@ pub(super) struct Lane {
     pub i: u64,
     pub w: u64,
     pub b: u64,
-    /// Held from the start of F to the end of I.
-    pub activation: u64,
-    /// Held from there to the end of W.
-    pub for_weights: u64,
+    /// What a chunk holds.
+    pub held: StageMemory,
     /// The lane of the stage before in this direction, and the time of a message from it.
     pub before: Option<(usize, u64)>,
     /// The lane of the stage after in this direction, and the time of a message from it.
@@ -145,8 +143,7 @@ impl Model {
                     i: cost.i.0,
                     w: cost.w.0,
                     b: cost.b.0,
-                    activation: held.map_or(0, |held| held.activation),
-                    for_weights: held.map_or(0, |held| held.for_weights),
+                    held: held.unwrap_or(StageMemory { activation: 0, for_weights: 0 }),
                     before: (stage > 0).then(|| (at - 1, hop(stage - 1))),
                     after: (stage + 1 < layout.stages).then(|| (at + 1, hop(stage))),
                 });
@@ -184,7 +181,7 @@ impl Model {
             let hops = [lane.before, lane.after].into_iter().flatten().map(|(_, hop)| Nanos(hop));
             let chunk = [lane.f, lane.i, lane.w, lane.b, pair].map(Nanos).into_iter().chain(hops).sum::<Nanos>();
             time += chunk * lane.count as u64;
-            memory += Nanos(lane.activation) * lane.count as u64;
+            memory += Nanos(lane.held.activation.max(lane.held.for_weights)) * lane.count as u64;
         }
         match time.0 < LARGEST_TIME && memory.0 < u64::MAX / 4 {
             true => Ok(()),
@@ -199,7 +196,7 @@ impl Model {
         for (rank, held) in self.of_rank.iter().enumerate() {
             let mut needs = [0_u64; 2];
             for lane in held.iter().map(|&lane| &self.lanes[lane]) {
-                needs[usize::from(lane.first > 0)] += lane.activation;
+                needs[usize::from(lane.first > 0)] += lane.held.activation;
             }
             let (least, all, limit) = (needs[0].max(needs[1]), needs[0] + needs[1], self.limits[rank]);
             if least > limit {
@@ -269,10 +266,10 @@ impl Model {
 
     /// What a step adds to what its rank holds: when it starts, and (taken away) when it ends.
     pub fn holds(&self, step: Step) -> (u64, u64) {
-        let lane = |lane: u32| &self.lanes[lane as usize];
+        let lane = |lane: u32| self.lanes[lane as usize].held;
         match step {
             Step::F(l) => (lane(l).activation, 0),
-            Step::I(l) => (0, lane(l).activation - lane(l).for_weights),
+            Step::I(l) => (lane(l).added(), lane(l).freed()),
             Step::W(l) => (0, lane(l).for_weights),
             Step::B(l) => (0, lane(l).activation),
             Step::Pair(f, b) => (lane(f).activation, lane(b).activation),
