@@ -18,7 +18,7 @@ pub mod unit_work;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
-use crate::ir::{ChunkId, Hops, Layout, Problem, Stage, Timetable, Unit};
+use crate::ir::{ChunkId, Hops, Layout, Problem, Recompute, Stage, Timetable};
 use crate::job::Job;
 use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
@@ -29,6 +29,7 @@ use crate::units::{Bytes, Nanos};
 use overlap::{Budget, Pairs, StageForms};
 use place::arena::{self, AT_LENGTH};
 use rewrite::choose::{Asked, Choice};
+use split::Kind;
 
 /// A compiled job: the plan, and what the compiler tells a person about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +132,8 @@ struct Wanted {
     workspace: Option<Bytes>,
     /// The model cut behind the units that these count; `None`: into stages of about equal cost.
     cut: Option<Vec<usize>>,
+    /// What each stage computes again; `None`: what the job says.
+    recompute: Option<Vec<Recompute>>,
 }
 
 fn inside_chunks_as(job: &Job, wanted: &Wanted) -> Result<Chunks> {
@@ -165,21 +168,22 @@ fn inside_chunks_as(job: &Job, wanted: &Wanted) -> Result<Chunks> {
 
 /// What `rewrite` makes of each kind of layer with experts, with the SMs that were chosen for its plain form. Nothing if the
 /// order is not searched for, or no rule may be used.
-fn forms(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Unit, Vec<Choice>>> {
+fn forms(job: &Job, machine: &Machine, plain: &Chunks) -> Result<BTreeMap<Kind, Vec<Choice>>> {
     let training = &job.training;
     let mut forms = BTreeMap::new();
     if training.overlap != PairOrder::Search || rewrite::none_allowed(job) {
         return Ok(forms);
     }
-    let units = plain.lowered.stages.iter().flat_map(|stage| &stage.units);
-    let kinds: BTreeSet<Unit> = units.map(|&unit| lower::alike(job, unit)).collect();
-    for unit in kinds {
-        let of_kind = |stage: &Stage| stage.units.iter().filter(|&&other| lower::alike(job, other) == unit).count();
-        let layers = plain.lowered.stages.iter().map(of_kind).max().unwrap_or(1) as u32;
-        let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit, layers };
+    let stages = &plain.lowered.stages;
+    let kinds: BTreeSet<Kind> = stages.iter().flat_map(|stage| split::kinds(job, stage)).collect();
+    for kind in kinds {
+        let of_kind = |stage: &Stage| split::kinds(job, stage).filter(|other| *other == kind).count();
+        let layers = stages.iter().map(of_kind).max().unwrap_or(1) as u32;
+        let (unit, recompute) = kind;
+        let asked = Asked { job, machine, comm_sms: plain.budget.sms, unit, recompute, layers };
         let choices = asked.choose(&rewrite::options(job))?.choices;
         if !choices.is_empty() {
-            forms.insert(unit, choices);
+            forms.insert(kind, choices);
         }
     }
     Ok(forms)
@@ -191,12 +195,15 @@ fn inside_chunks_with(
     machine: &Machine,
     budget: Budget,
     wanted: &Wanted,
-    rewritten: &BTreeMap<Unit, Vec<Choice>>,
+    rewritten: &BTreeMap<Kind, Vec<Choice>>,
 ) -> Result<Chunks> {
-    let lowered = match &wanted.cut {
+    let mut lowered = match &wanted.cut {
         Some(ends) => lower::cut(job, ends),
         None => lower::lower(job, machine, budget.sms)?,
     };
+    for (stage, recompute) in lowered.stages.iter_mut().zip(wanted.recompute.iter().flatten()) {
+        stage.recompute = *recompute;
+    }
     let mut split = split::split(job, &lowered);
     let options = overlap::Options {
         budget: budget.clone(),
@@ -212,7 +219,7 @@ fn inside_chunks_with(
     let mut forms: Vec<StageForms> = split.iter().map(|stage| StageForms::plain(stage.chunk.clone())).collect();
     let choices = rewritten.values().map(Vec::len).max().unwrap_or(0);
     for choice in 0..choices {
-        let form = |unit: Unit| Some(&rewritten.get(&unit)?.get(choice)?.form);
+        let form = |kind: Kind| Some(&rewritten.get(&kind)?.get(choice)?.form);
         for ((stage, forms), other) in split.iter_mut().zip(&mut forms).zip(split::split_as(job, &lowered, &form)) {
             // Whichever form a program takes, its exchanges have room.
             stage.chunk.exchange_buffer = stage.chunk.exchange_buffer.max(other.chunk.exchange_buffer);

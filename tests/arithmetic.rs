@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dualweave::ir::{Component, Rate, Work};
+use dualweave::ir::{Component, Phase, Rate, Work};
 use dualweave::job::arithmetic::TrainingFlops;
 use dualweave::job::model::{Attention, Dtype};
 use dualweave::job::training::{Recompute, ScheduleKind};
@@ -136,11 +136,43 @@ fn backward_is_twice_forward() {
 fn recompute_adds_the_up_projections() {
     let stored = job(model("DeepSeek-V3"), [64, 1, 64]);
     let mut again = stored.clone();
-    again.training.recompute = Recompute { norms: true, mla_up: true, swiglu: true };
+    again.training.recompute = Recompute { norms: true, mla_up: true, swiglu: true, ..Recompute::NOTHING };
     let up = 2 * 4096 * (1536 * 128 * 192 + 512 * 128 * 256);
     let ((f, b, _), (f_again, b_again, _)) = (flops(&stored), flops(&again));
     assert_eq!(f_again, f);
     assert_eq!(b_again, b + 62 * up, "61 layers and the module");
+}
+
+/// Where whole layers are computed again, I has what F has once more, but for the last product of each MLP and for combine, which no gradient
+/// reads; what is sent to the experts is sent once more. Neither F nor W nor what the model needs changes.
+#[test]
+fn recompute_repeats_whole_layers() {
+    let stored = job(model("DeepSeek-V3"), [64, 1, 64]);
+    let mut again = stored.clone();
+    again.training.recompute = Recompute { layer: true, ..Recompute::NOTHING };
+    let ((f, b, _), (f_again, b_again, _)) = (flops(&stored), flops(&again));
+    assert_eq!(f_again, f);
+    let (t, h) = (4096, 7168);
+    // Down-projections: three dense layers; 8 experts of a token and the shared one in 58 layers and the module.
+    let down = 3 * 2 * t * 18432 * h + 59 * 9 * 2 * t * 2048 * h;
+    // The head runs twice, and is not repeated.
+    let head = 2 * 2 * t * h * u64::from(stored.model.vocabulary);
+    assert_eq!(b_again, b + f - down - head);
+    assert_eq!(again.model.training_flops(t).total(), stored.model.training_flops(t).total());
+
+    let sent = |job: &Job, phase: Phase| {
+        let ops = stages(job).into_iter().flat_map(move |stage| match phase {
+            Phase::F => stage.chunk.f,
+            _ => stage.chunk.i,
+        });
+        ops.filter(|op| op.component == Component::Dispatch).fold([0, 0], |sum, op| match op.work {
+            Work::Exchange { nvlink, network } => [sum[0] + nvlink.0, sum[1] + network.0],
+            _ => sum,
+        })
+    };
+    let (forward, backward) = (sent(&stored, Phase::F), sent(&stored, Phase::I));
+    assert!(forward[1] > 0);
+    assert_eq!(sent(&again, Phase::I), [backward[0] + forward[0], backward[1] + forward[1]]);
 }
 
 /// With more GPUs than key/value heads each has a whole head: k and v are made more than once.
@@ -247,6 +279,19 @@ fn memory_of_a_dense_layer() {
     assert_eq!(of(&held.f_to_i, Component::Mlp), 2 * t * (h + 2 * m));
     assert_eq!(of(&held.f_to_w, Component::Mlp), 2 * t * (h + m));
     assert_eq!(of(&held.i_to_w, Component::Mlp), 2 * t * (2 * m + h));
+
+    // Made again from the stream that comes in, which is all that is kept. The rest is there from I on.
+    let mut again = job.clone();
+    again.training.recompute = Recompute { layer: true, ..Recompute::NOTHING };
+    let made = &stages(&again)[0].chunk.held;
+    assert_eq!(of(&made.f_to_i, Component::Attention), 2 * t * h);
+    assert_eq!(
+        (made.f_to_i.len(), made.f_to_w.get(&Component::Attention), made.f_to_w.get(&Component::Mlp)),
+        (2, None, None)
+    );
+    let attention = 2 * t * (a + 2 * k) + 4 * t * 32 + 2 * t * (h + a) + 2 * t * (a + 2 * k + h);
+    assert_eq!(of(&made.i_to_w, Component::Attention), attention);
+    assert_eq!(of(&made.i_to_w, Component::Mlp), 2 * t * (h + 2 * m) + 2 * t * (h + m) + 2 * t * (2 * m + h));
 }
 
 /// DeepSeek-V3's attention with what its report recomputes: neither q, k, v nor normed latents are kept.
@@ -263,7 +308,7 @@ fn memory_of_latent_attention() {
         let held = &stages(&job)[0].chunk.held;
         [&held.f_to_i, &held.f_to_w].map(|part| part[&Component::Attention].0 / 3)
     };
-    let all = Recompute { norms: true, mla_up: true, swiglu: true };
+    let all = Recompute { norms: true, mla_up: true, swiglu: true, ..Recompute::NOTHING };
     let fp8 = |values: u64| values + values / 128 * 4;
     let lse = 4 * t * heads;
     let output = 2 * t * heads * 128;

@@ -147,7 +147,7 @@ fn layer_pair(shared_width: u32) -> Vec<Op> {
 /// The ops of F, I and W of one MoE layer.
 fn ops_of_a_moe_layer(job: &Job) -> Vec<Op> {
     let layout = dualweave::ir::Layout::new(dualweave::ir::Placement::Linear, 1, 1, 1);
-    let stages = vec![dualweave::ir::Stage { units: vec![Unit::Moe(60)] }];
+    let stages = vec![dualweave::ir::Stage { units: vec![Unit::Moe(60)], recompute: job.training.recompute }];
     let chunk = split(job, &Lowered { layout, stages }).remove(0).chunk;
     [chunk.f, chunk.i, chunk.w].concat()
 }

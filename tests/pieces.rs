@@ -12,16 +12,21 @@ use dualweave::job::model::Dtype;
 use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, hf, load};
 use dualweave::machine::Machine;
-use dualweave::passes::unit_work::pieces::{Piece, exchange_buffer, work};
+use dualweave::passes::unit_work::pieces::{self, Piece, exchange_buffer};
 use dualweave::passes::unit_work::{UnitOp, unit_work, units};
 use dualweave::units::Flops;
 
 use exchanges::{FLAT, sent};
 
-const NOTHING: Recompute = Recompute { norms: false, mla_up: false, swiglu: false };
-const EVERYTHING: Recompute = Recompute { norms: true, mla_up: true, swiglu: true };
+const NOTHING: Recompute = Recompute::NOTHING;
+const EVERYTHING: Recompute = Recompute { norms: true, mla_up: true, swiglu: true, layer: false };
 const COMPONENTS: [Component; 4] = [Component::Attention, Component::Dispatch, Component::Mlp, Component::Combine];
 const PHASES: [Phase; 3] = [Phase::F, Phase::I, Phase::W];
+
+/// The work of a piece, where layers compute again what the job says.
+fn work(job: &Job, unit: Unit, piece: &Piece) -> Option<Work> {
+    pieces::work(job, unit, job.training.recompute, piece)
+}
 
 fn example(name: &str) -> Job {
     load(&Path::new("examples").join(name).join("job.ron"), &Overrides::default()).expect("an example").job
@@ -102,7 +107,7 @@ fn whole_pieces_are_the_ops_of_a_unit() {
     assert!(jobs.len() > 60, "only {} jobs", jobs.len());
     for (name, job) in &jobs {
         for unit in layers(job) {
-            let whole = unit_work(job, unit);
+            let whole = unit_work(job, unit, job.training.recompute);
             for (phase, ops) in [(Phase::F, &whole.f), (Phase::I, &whole.i), (Phase::W, &whole.w)] {
                 let pieces = COMPONENTS.into_iter().filter_map(|component| {
                     Some(UnitOp { component, work: work(job, unit, &Piece::whole(component, phase))? })

@@ -150,6 +150,7 @@ fn any_change_changes_the_digest() {
     changed(&|plan| plan.layout.micro_batches += 1);
     changed(&|plan| plan.stages[1].held.f_to_w.clear());
     changed(&|plan| plan.stages.swap(0, 1));
+    changed(&|plan| plan.stages[1].recompute.layer ^= true);
     changed(&|plan| _ = plan.pairs.pop());
     changed(&|plan| plan.programs[0].workspace += Bytes(1));
     changed(&|plan| plan.programs[0].ops[0].phase = ir::Phase::W);

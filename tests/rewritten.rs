@@ -35,12 +35,13 @@ fn layer(job: &Job) -> Unit {
 }
 
 fn plain(job: &Job) -> UnitForm {
-    UnitForm::plain(&unit_work(job, layer(job)))
+    UnitForm::plain(&unit_work(job, layer(job), job.training.recompute))
 }
 
 fn choices(job: &Job) -> Vec<Choice> {
     let machine = Machine::new(&job.cluster, None);
-    let asked = Asked { job, machine: &machine, comm_sms: SMS, unit: layer(job), layers: 2 };
+    let (unit, recompute) = (layer(job), job.training.recompute);
+    let asked = Asked { job, machine: &machine, comm_sms: SMS, unit, recompute, layers: 2 };
     asked.choose(&options(job)).expect("rules that exist").choices
 }
 
@@ -53,7 +54,7 @@ fn sent(job: &Job, phase: Phase, op: &FormOp) -> [u64; 2] {
     [Route::Flat, Route::TwoHop].map(|route| {
         let exchange = ExchangeForm { route, ..ExchangeForm::default() };
         let piece = Piece { exchange, tokens: op.tokens, ..Piece::whole(op.component, phase) };
-        match pieces::work(job, layer(job), &piece) {
+        match pieces::work(job, layer(job), job.training.recompute, &piece) {
             Some(Work::Exchange { network, .. }) => network.0,
             _ => 0,
         }

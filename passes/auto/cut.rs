@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Phase, Placement, Unit};
+use crate::ir::{Placement, Unit};
 use crate::job::Job;
 use crate::passes::unit_work::{self, UnitOp};
 use crate::passes::{Chunks, lower};
@@ -138,17 +138,13 @@ impl<'a> Costs<'a> {
 
 /// F, I and W of a unit, one op after the other, in ns.
 fn of_unit(job: &Job, chunks: &Chunks, unit: Unit) -> [f64; 3] {
-    let work = unit_work::unit_work(job, unit);
-    let time = |ops: &[UnitOp]| -> f64 {
+    let work = unit_work::unit_work(job, unit, job.training.recompute);
+    let time = |ops: &mut dyn Iterator<Item = &UnitOp>| -> f64 {
         let duration = |op: &UnitOp| {
             let sms = chunks.machine.sms_of(&op.work, chunks.budget.sms);
             chunks.machine.duration(&op.work, sms).as_f64()
         };
-        ops.iter().map(duration).sum()
+        ops.map(duration).sum()
     };
-    [Phase::F, Phase::I, Phase::W].map(|phase| match phase {
-        Phase::F => time(&work.f),
-        Phase::I => time(&work.i),
-        Phase::W => time(&work.w),
-    })
+    [time(&mut work.f.iter()), time(&mut work.backward()), time(&mut work.w.iter())]
 }

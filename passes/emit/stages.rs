@@ -45,6 +45,7 @@ pub fn stages(
             let chunk = &split.chunk;
             PlanStage {
                 units: stage.units.clone(),
+                recompute: stage.recompute,
                 parameters: Bytes(precision.weights.bytes(parameters)),
                 gradients: Bytes(precision.gradients.bytes(parameters)),
                 optimizer: Bytes(owned.saturating_mul(state)),

@@ -64,13 +64,14 @@ fn layout(job: &Job) -> Layout {
     Layout::new(placement, training.pp, training.stages_per_rank(), training.micro_batches)
 }
 
-/// Cuts the model behind the units that `ends` count: ascending, the last of them the number of units.
+/// Cuts the model behind the units that `ends` count: ascending, the last of them the number of units. Stages compute again what the job
+/// says.
 pub fn cut(job: &Job, ends: &[usize]) -> Lowered {
     let units = unit_work::units(job);
     let mut first = 0;
     let mut stages = Vec::with_capacity(ends.len());
     for &end in ends {
-        stages.push(Stage { units: units[first..end].to_vec() });
+        stages.push(Stage { units: units[first..end].to_vec(), recompute: job.training.recompute });
         first = end;
     }
     Lowered { layout: layout(job), stages }
@@ -92,12 +93,12 @@ pub(crate) fn alike(job: &Job, unit: Unit) -> Unit {
 
 /// Time of a unit's F, I and W.
 fn unit_cost(job: &Job, machine: &Machine, comm_sms: u32, unit: Unit) -> Nanos {
-    let work = unit_work::unit_work(job, unit);
+    let work = unit_work::unit_work(job, unit, job.training.recompute);
     let overlaps =
         matches!(job.training.schedule, ScheduleKind::DualPipe | ScheduleKind::DualPipeV | ScheduleKind::Auto);
     let compute_sms = if overlaps { machine.sms - comm_sms } else { machine.sms };
     let (mut computation, mut communication) = (Nanos::ZERO, Nanos::ZERO);
-    for op in work.f.iter().chain(&work.i).chain(&work.w) {
+    for op in work.f.iter().chain(work.backward()).chain(&work.w) {
         match op.work.is_exchange() {
             true => communication += machine.duration(&op.work, comm_sms),
             false => computation += machine.duration(&op.work, compute_sms),

@@ -15,7 +15,7 @@ use super::forms::{Alternative, Alternatives, Form};
 use super::language::{Carrier, Leaf, Payload, Route};
 use super::saturate::{self, saturate};
 use crate::error::Result;
-use crate::ir::{ProgramKind, Step, Unit};
+use crate::ir::{ProgramKind, Recompute, Step, Unit};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::split::{self, UnitForm};
@@ -53,6 +53,8 @@ pub struct Asked<'a> {
     pub comm_sms: u32,
     /// A layer with experts.
     pub unit: Unit,
+    /// What it computes again. A whole layer that is made again is no part of what rules see: its ops come before those of the backward.
+    pub recompute: Recompute,
     /// How many such layers a chunk has.
     pub layers: u32,
 }
@@ -88,7 +90,7 @@ impl Asked<'_> {
         let load = |leaf: &Leaf| costs.load(leaf);
         let alternatives = Alternatives::new(&saturate(layer, &load, options)?);
         let graph = costs.graph(&alternatives, &alternatives.roots);
-        let work = unit_work(self.job, self.unit);
+        let work = unit_work(self.job, self.unit, self.recompute);
         let space = Space { asked: self, costs: &costs, alternatives, graph, work };
         let extracted = space.extracted();
         let bound = extracted.first().map_or(Nanos::ZERO, |best| best.bound);
@@ -155,14 +157,14 @@ impl Space<'_> {
     /// From each start, the program in which chunk programs of a kind are shortest that exchanging one node after the other
     /// leads to.
     fn climb(&self, kind: ProgramKind, starts: &[Extraction]) -> Vec<Extraction> {
-        let Asked { job, machine, comm_sms, unit, layers } = *self.asked;
+        let Asked { job, machine, comm_sms, unit, layers, .. } = *self.asked;
         let mut known: BTreeMap<Form, Option<Nanos>> = BTreeMap::new();
         let mut length = |found: &Extraction| {
             let form = self.alternatives.form(&found.chosen)?;
             if let Some(&length) = known.get(&form) {
                 return length;
             }
-            let length = self.costs.unit_form(&form).map(|form| {
+            let length = self.unit_form(&form).map(|form| {
                 let chunk = split::repeated(job, unit, &self.work, &form, layers);
                 overlap::glance(kind, &chunk, machine, comm_sms)
             });
@@ -182,9 +184,13 @@ impl Space<'_> {
         ends
     }
 
+    fn unit_form(&self, form: &Form) -> Option<UnitForm> {
+        Some(self.costs.unit_form(form)?.after(&self.work.again))
+    }
+
     fn choice(&self, found: &Extraction) -> Option<Choice> {
         let form = self.alternatives.form(&found.chosen)?;
-        Some(Choice { form: self.costs.unit_form(&form)?, least: found.time(), words: form.rewrites })
+        Some(Choice { form: self.unit_form(&form)?, least: found.time(), words: form.rewrites })
     }
 }
 

@@ -91,7 +91,7 @@ impl<'a> Costs<'a> {
     }
 
     fn work(&self, leaf: &Leaf) -> Option<Work> {
-        let new = || pieces::work(self.asked.job, self.asked.unit, &piece(leaf)?);
+        let new = || pieces::work(self.asked.job, self.asked.unit, self.asked.recompute, &piece(leaf)?);
         self.known.borrow_mut().entry(*leaf).or_insert_with(new).clone()
     }
 

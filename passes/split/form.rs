@@ -32,11 +32,9 @@ pub struct FormOp {
     pub needs: Vec<u32>,
 }
 
-impl FormOp {
-    /// Whether it reads what comes into the unit, if no op of the unit.
-    pub fn reads_input(&self) -> bool {
-        self.needs.is_empty() && self.step != Step::Again
-    }
+/// Whether an op of a list reads what comes into the unit: if it reads no op of the unit but what is computed again. That reads what is held.
+pub fn reads_input(ops: &[FormOp], op: &FormOp) -> bool {
+    op.step != Step::Again && op.needs.iter().all(|&need| ops[need as usize].step == Step::Again)
 }
 
 impl UnitForm {
@@ -60,6 +58,29 @@ impl UnitForm {
             .iter()
             .map(|unit_op| op(unit_op, last_of(unit_op.component).map(|at| at as u32).into_iter().collect()));
         let w = w.collect();
-        Self { f: chain(&work.f), i, w, exchange_buffer: work.exchange_buffer }
+        Self { f: chain(&work.f), i, w, exchange_buffer: work.exchange_buffer }.after(&work.again)
+    }
+
+    /// The form where these ops, one after the other, compute the layer again before I reads what they make.
+    pub fn after(mut self, again: &[UnitOp]) -> Self {
+        let added = again.len() as u32;
+        let made = |component: Component| again.iter().rposition(|op| op.component == component);
+        for op in &mut self.i {
+            op.needs.iter_mut().for_each(|need| *need += added);
+            if !op.work.is_exchange() {
+                op.needs.extend(made(op.component).map(|at| at as u32));
+                op.needs.sort_unstable();
+            }
+        }
+        self.w.iter_mut().for_each(|op| op.needs.iter_mut().for_each(|need| *need += added));
+        let ops = (0..).zip(again).map(|(at, op): (u32, &UnitOp)| FormOp {
+            component: op.component,
+            step: Step::Again,
+            tokens: Tokens::ALL,
+            work: op.work.clone(),
+            needs: at.checked_sub(1).into_iter().collect(),
+        });
+        self.i.splice(0..0, ops);
+        self
     }
 }

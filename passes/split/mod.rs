@@ -2,11 +2,11 @@
 
 mod form;
 
-pub use form::{FormOp, UnitForm};
+pub use form::{FormOp, UnitForm, reads_input};
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Chunk, Held, Op, Phase, Stage, Unit};
+use crate::ir::{Chunk, Held, Op, Phase, Recompute, Stage, Unit};
 use crate::job::Job;
 use crate::machine::Machine;
 use crate::passes::lower::{Lowered, alike};
@@ -27,19 +27,27 @@ pub fn split(job: &Job, lowered: &Lowered) -> Vec<SplitStage> {
     split_as(job, lowered, &|_| None)
 }
 
-/// Splits every stage. `form` gives the form of a kind of unit (see `lower::alike`) where it is not the plain one.
-pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Unit) -> Option<&'a UnitForm>) -> Vec<SplitStage> {
-    let mut known: BTreeMap<Unit, (UnitWork, UnitForm)> = BTreeMap::new();
-    for unit in lowered.stages.iter().flat_map(|stage| &stage.units) {
-        known.entry(alike(job, *unit)).or_insert_with_key(|&kind| {
-            let work = unit_work(job, kind);
+/// Units that do the same work: one that stands for them (see `lower::alike`), and what they compute again.
+pub type Kind = (Unit, Recompute);
+
+/// The kinds of the units of a stage.
+pub fn kinds(job: &Job, stage: &Stage) -> impl Iterator<Item = Kind> {
+    stage.units.iter().map(|&unit| (alike(job, unit), stage.recompute))
+}
+
+/// Splits every stage. `form` gives the form of a kind of unit where it is not the plain one.
+pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Kind) -> Option<&'a UnitForm>) -> Vec<SplitStage> {
+    let mut known: BTreeMap<Kind, (UnitWork, UnitForm)> = BTreeMap::new();
+    for kind in lowered.stages.iter().flat_map(|stage| kinds(job, stage)) {
+        known.entry(kind).or_insert_with_key(|&kind| {
+            let work = unit_work(job, kind.0, kind.1);
             let form = form(kind).cloned().unwrap_or_else(|| UnitForm::plain(&work));
             (work, form)
         });
     }
     let mut input = Bytes::ZERO;
     let stage = |stage: &Stage| {
-        let units: Vec<&(UnitWork, UnitForm)> = stage.units.iter().map(|&unit| &known[&alike(job, unit)]).collect();
+        let units: Vec<&(UnitWork, UnitForm)> = kinds(job, stage).map(|kind| &known[&kind]).collect();
         let split = assemble(job, stage, &units, input);
         input = split.chunk.output;
         split
@@ -50,7 +58,7 @@ pub fn split_as<'a>(job: &Job, lowered: &Lowered, form: &dyn Fn(Unit) -> Option<
 /// A chunk of `layers` layers of one kind, all in the same form.
 pub fn repeated(job: &Job, unit: Unit, work: &UnitWork, form: &UnitForm, layers: u32) -> Chunk {
     let known = (work.clone(), form.clone());
-    let stage = Stage { units: vec![unit; layers as usize] };
+    let stage = Stage { units: vec![unit; layers as usize], recompute: Recompute::NOTHING };
     let units: Vec<&(UnitWork, UnitForm)> = stage.units.iter().map(|_| &known).collect();
     assemble(job, &stage, &units, boundary(job, unit)).chunk
 }
@@ -69,7 +77,7 @@ fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: By
     let mut parameters = UnitParameters::default();
     let mut made = Vec::new();
     for (unit, (work, form)) in (0..).zip(units) {
-        append(&mut chunk.f, Phase::F, unit, &form.f, &mut made);
+        append(&mut chunk.f, (Phase::F, unit), &form.f, &mut made, &[]);
         add_held(&mut chunk.held, &work.held);
         chunk.exchange_buffer = chunk.exchange_buffer.max(form.exchange_buffer);
         parameters.shared += work.parameters.shared;
@@ -78,9 +86,14 @@ fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: By
     made.clear();
     // Where each unit's I begins.
     let mut begins = vec![0; units.len()];
-    for (unit, (_, form)) in (0..units.len() as u32).zip(units).rev() {
+    // A layer is not made again before the backward has come to the layer behind it: else all of them could be, and be held, at once.
+    let mut ahead = Vec::new();
+    for (unit, (work, form)) in (0..units.len() as u32).zip(units).rev() {
         begins[unit as usize] = chunk.i.len() as u32;
-        append(&mut chunk.i, Phase::I, unit, &form.i, &mut made);
+        let comes_in = made.clone();
+        let after: &[u32] = if work.again.is_empty() { &[] } else { &ahead };
+        append(&mut chunk.i, (Phase::I, unit), &form.i, &mut made, after);
+        ahead = comes_in;
     }
     for (unit, (work, form)) in (0..units.len() as u32).zip(units).rev() {
         for (at, op) in form.w.iter().enumerate() {
@@ -97,17 +110,21 @@ fn assemble(job: &Job, stage: &Stage, units: &[&(UnitWork, UnitForm)], input: By
     SplitStage { chunk, parameters }
 }
 
-/// Adds a unit's ops of F or I. `made`: the ops that made what comes into the unit, then those that make what goes out.
-fn append(ops: &mut Vec<Op>, phase: Phase, unit: u32, form: &[FormOp], made: &mut Vec<u32>) {
+/// Adds a unit's ops of F or I. `made`: the ops that made what comes into the unit, then those that make what goes out. `after`: ops that must
+/// have ended before anything is computed again.
+fn append(ops: &mut Vec<Op>, (phase, unit): (Phase, u32), form: &[FormOp], made: &mut Vec<u32>, after: &[u32]) {
     if form.is_empty() {
         return;
     }
     let first = ops.len() as u32;
     for op in form {
-        let needs = match op.reads_input() {
-            true => made.clone(),
-            false => op.needs.iter().map(|need| first + need).collect(),
-        };
+        let mut needs: Vec<u32> = op.needs.iter().map(|need| first + need).collect();
+        if reads_input(form, op) {
+            needs.extend(made.iter());
+            needs.sort_unstable();
+        } else if op.needs.is_empty() {
+            needs.extend(after);
+        }
         ops.push(op_of(op, phase, unit, needs, Bytes::ZERO));
     }
     let read = |at: u32| form.iter().any(|op| op.needs.contains(&at));

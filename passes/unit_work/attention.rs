@@ -6,11 +6,10 @@ use super::kernels::{
     self, Kernels, Product, Setting, again, compute_all, local_shape, main, memory, product, tensor_collective,
 };
 use super::{Layer, Part, Rest, Sizes, UnitOp, UnitParameters, ends, router};
-use crate::ir::{Component, Held, Kernel, Rate};
+use crate::ir::{Component, Held, Kernel, Rate, Recompute};
 use crate::job::Job;
 use crate::job::arithmetic::{AttentionShape, Cut, Linear};
 use crate::job::model::Dtype;
-use crate::job::training::Recompute;
 use crate::units::{Bytes, Flops};
 
 /// The attention ops of a layer: with the projection in front in an MTP module, with the router where there are experts.

@@ -34,6 +34,7 @@ pub(super) fn embedding(job: &Job) -> UnitWork {
         },
         exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
         parameters: UnitParameters { shared: embedding_parameters(job), expert: 0 },
+        ..UnitWork::default()
     }
 }
 
@@ -77,6 +78,7 @@ pub(super) fn head(job: &Job) -> UnitWork {
         },
         exchange_buffer: Bytes(if sizes.tp > 1 { Dtype::Bf16.bytes(2 * values) } else { 0 }),
         parameters: UnitParameters { shared: local_parameters(&linear, sizes.tp) + sizes.hidden, expert: 0 },
+        ..UnitWork::default()
     }
 }
 

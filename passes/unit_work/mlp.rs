@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use super::attention::{kept_input, local_values, norm, setting};
 use super::exchange::{self, ExchangeForm};
-use super::kernels::{self, Kernels, Setting, again, compute_all, main, memory, product, tensor_collective};
+use super::kernels::{self, Kernels, Setting, compute, compute_all, main, memory, product, tensor_collective};
 use super::{Layer, Part, Rest, Sizes, UnitOp, UnitParameters};
-use crate::ir::{Component, Held, Phase};
+use crate::ir::{Component, Held, Kernel, Phase, Recompute};
 use crate::job::Job;
 use crate::job::arithmetic::SwigluShape;
 use crate::job::model::{Dtype, Moe};
-use crate::job::training::Recompute;
 use crate::units::Bytes;
 
 /// The kernels of a layer's MLP ops.
@@ -54,10 +53,30 @@ pub(super) fn dense(job: &Job, recompute: Recompute) -> Part {
     }
 }
 
+/// What the backward repeats of a layer's MLP where the whole layer is computed again: dispatch, and the MLP up to what goes into its last
+/// product. The outputs of that product and of combine are read by no gradient.
+pub(super) fn again(job: &Job, layer: &Layer) -> Vec<UnitOp> {
+    let sizes = Sizes::new(job);
+    let Some(moe) = layer.moe else {
+        let inner = inner_kernels(&job.model.dense_shape(), setting(job, sizes.tokens));
+        let gather = tensor_collective(Component::Mlp, sizes.tokens * sizes.hidden, sizes.tp);
+        let mlp = compute(Component::Mlp, [vec![norm(&sizes)], inner].concat());
+        return gather.into_iter().chain([mlp]).collect();
+    };
+    let mut kernels = vec![permute(moe, &sizes)];
+    kernels.extend(inner_kernels(&job.model.expert_shape(moe), grouped(job, moe, &sizes)));
+    if moe.shared_width > 0 {
+        kernels.extend(inner_kernels(&job.model.shared_shape(moe), alone(job, &sizes)));
+    }
+    let dispatch = exchange::exchange(job, moe, &sizes, (Component::Dispatch, Phase::F), ExchangeForm::default());
+    let dispatch = dispatch.map(|work| UnitOp { component: Component::Dispatch, work });
+    dispatch.into_iter().chain([compute(Component::Mlp, kernels)]).collect()
+}
+
 fn dense_kernels(job: &Job, sizes: &Sizes, recompute: Recompute) -> Kernels {
     let Kernels { f, i, w } = swiglu_kernels(&job.model.dense_shape(), setting(job, sizes.tokens), recompute.swiglu);
     let repeated = recompute.norms.then(|| norm(sizes));
-    Kernels { f: [main([norm(sizes)]), f].concat(), i: [again(repeated), i, main([norm(sizes)])].concat(), w }
+    Kernels { f: [main([norm(sizes)]), f].concat(), i: [kernels::again(repeated), i, main([norm(sizes)])].concat(), w }
 }
 
 /// Dispatch, experts (routed and shared) and combine.
@@ -119,18 +138,28 @@ fn shared_sizes(job: &Job, moe: &Moe, sizes: &Sizes) -> SharedSizes {
 }
 
 fn expert_kernels(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> Kernels {
-    let rows = routed_rows(moe, sizes);
-    let grouped = Setting { tp: 1, copies: local_experts(job, moe), ..setting(job, rows) };
-    let Kernels { f, i, w } = swiglu_kernels(&job.model.expert_shape(moe), grouped, recompute.swiglu);
-    // Copies of a token are laid out by expert and gathered back: one pass each.
-    let permute = || main([memory(2 * Dtype::Bf16.bytes(rows.saturating_mul(sizes.hidden)))]);
+    let Kernels { f, i, w } = swiglu_kernels(&job.model.expert_shape(moe), grouped(job, moe, sizes), recompute.swiglu);
+    let permute = || main([permute(moe, sizes)]);
     let routed = Kernels { f: [permute(), f, permute()].concat(), i: [permute(), i, permute()].concat(), w };
     if moe.shared_width == 0 {
         return routed;
     }
-    // Not cut by tensor parallelism: each GPU runs it on its own tokens, beside the routed experts.
-    let alone = Setting { tp: 1, ..setting(job, sizes.local_tokens) };
-    routed.beside(swiglu_kernels(&job.model.shared_shape(moe), alone, recompute.swiglu).shared())
+    routed.beside(swiglu_kernels(&job.model.shared_shape(moe), alone(job, sizes), recompute.swiglu).shared())
+}
+
+/// How the routed experts' products run.
+fn grouped(job: &Job, moe: &Moe, sizes: &Sizes) -> Setting {
+    Setting { tp: 1, copies: local_experts(job, moe), ..setting(job, routed_rows(moe, sizes)) }
+}
+
+/// How the shared expert's products run. Not cut by tensor parallelism: each GPU runs it on its own tokens, beside the routed experts.
+fn alone(job: &Job, sizes: &Sizes) -> Setting {
+    Setting { tp: 1, ..setting(job, sizes.local_tokens) }
+}
+
+/// Copies of a token are laid out by expert and gathered back: one pass each.
+fn permute(moe: &Moe, sizes: &Sizes) -> Kernel {
+    memory(2 * Dtype::Bf16.bytes(routed_rows(moe, sizes).saturating_mul(sizes.hidden)))
 }
 
 /// Routed experts on one GPU.
@@ -148,14 +177,26 @@ fn routed_rows(moe: &Moe, sizes: &Sizes) -> u64 {
 fn swiglu_kernels(shape: &SwigluShape, setting: Setting, recompute: bool) -> Kernels {
     let (up, down) = (product(&shape.gate_up, setting), product(&shape.down, setting));
     let inner = setting.rows.saturating_mul(shape.width().div_ceil(setting.tp));
-    // Forward reads gate and up and writes their product; backward reads both and the gradient and writes two gradients.
-    let activation = memory(Dtype::Bf16.bytes(3 * inner));
+    let activation = activation(inner);
+    // Reads gate, up and the gradient, and writes two gradients.
     let activation_gradient = memory(Dtype::Bf16.bytes(5 * inner));
     Kernels {
         f: main([up.f, vec![activation], down.f].concat()),
-        i: [again(recompute.then_some(activation)), main([down.i, vec![activation_gradient], up.i].concat())].concat(),
+        i: [kernels::again(recompute.then_some(activation)), main([down.i, vec![activation_gradient], up.i].concat())]
+            .concat(),
         w: main([down.w, up.w].concat()),
     }
+}
+
+/// Gate and up projection and activation: what makes the inputs of all gradients.
+fn inner_kernels(shape: &SwigluShape, setting: Setting) -> Vec<Kernel> {
+    let inner = setting.rows.saturating_mul(shape.width().div_ceil(setting.tp));
+    [product(&shape.gate_up, setting).f, vec![activation(inner)]].concat()
+}
+
+/// Reads gate and up and writes their product.
+fn activation(inner: u64) -> Kernel {
+    memory(Dtype::Bf16.bytes(3 * inner))
 }
 
 fn swiglu_parameters(shape: &SwigluShape, tp: u64) -> u64 {

@@ -18,7 +18,7 @@ pub(crate) use ends::embedding_parameters;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Component, Held, Unit, Work};
+use crate::ir::{Component, Held, Recompute, Unit, Work};
 use crate::job::Job;
 use crate::job::model::{Dtype, Moe};
 use crate::units::Bytes;
@@ -28,6 +28,9 @@ use crate::units::Bytes;
 pub struct UnitWork {
     /// Forward, in order.
     pub f: Vec<UnitOp>,
+    /// Where the whole layer is computed again: what of the forward the backward repeats, in order, before `i`. The first op reads the
+    /// layer's input.
+    pub again: Vec<UnitOp>,
     /// Backward for the input, in order. With tensor parallelism also what only W needs of other GPUs.
     pub i: Vec<UnitOp>,
     /// Weight gradients.
@@ -38,6 +41,13 @@ pub struct UnitWork {
     pub exchange_buffer: Bytes,
     /// Parameters on this GPU.
     pub parameters: UnitParameters,
+}
+
+impl UnitWork {
+    /// What the backward for the input does, in order.
+    pub fn backward(&self) -> impl Iterator<Item = &UnitOp> {
+        self.again.iter().chain(&self.i)
+    }
 }
 
 /// An op of a unit; it reads the one before it.
@@ -83,10 +93,10 @@ impl Sizes {
     }
 }
 
-/// The work of `unit` in `job`.
-pub fn unit_work(job: &Job, unit: Unit) -> UnitWork {
+/// The work of `unit` in `job`, where layers compute `recompute` again.
+pub fn unit_work(job: &Job, unit: Unit, recompute: Recompute) -> UnitWork {
     match Layer::of(job, unit) {
-        Some(layer) => layer_work(job, &layer),
+        Some(layer) => layer_work(job, &layer, recompute),
         None if unit == Unit::Head => ends::head(job),
         None => ends::embedding(job),
     }
@@ -142,23 +152,50 @@ pub fn boundary(job: &Job, unit: Unit) -> Bytes {
     Bytes(Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden).saturating_mul(states))
 }
 
-fn layer_work(job: &Job, layer: &Layer) -> UnitWork {
-    let recompute = job.training.recompute;
-    let attention = attention::attention(job, layer, recompute);
+fn layer_work(job: &Job, layer: &Layer, recompute: Recompute) -> UnitWork {
+    let within = recompute.within_layer();
+    let attention = attention::attention(job, layer, within);
     let mlp = match layer.moe {
-        Some(moe) => mlp::experts(job, moe, recompute),
-        None => mlp::dense(job, recompute),
+        Some(moe) => mlp::experts(job, moe, within),
+        None => mlp::dense(job, within),
+    };
+    let again = match recompute.layer {
+        true => [attention.f.as_slice(), &mlp::again(job, layer)].concat(),
+        false => Vec::new(),
     };
     let mut rest = attention.rest;
     rest.add(mlp.rest);
+    if recompute.layer {
+        rest.held = made_again(&rest.held, layer_input(job, layer));
+    }
     UnitWork {
         f: [attention.f, mlp.f].concat(),
+        again,
         i: [mlp.i, attention.i].concat(),
         w: [mlp.w, attention.w].concat(),
         held: rest.held,
         exchange_buffer: rest.exchange_buffer,
         parameters: rest.parameters,
     }
+}
+
+/// What comes into a layer and is kept for attention: the stream; in an MTP module the hidden state and the next token's embedding.
+fn layer_input(job: &Job, layer: &Layer) -> Bytes {
+    let sizes = Sizes::new(job);
+    Bytes(Dtype::Bf16.bytes(sizes.local_tokens * sizes.hidden)) * if layer.mtp { 2 } else { 1 }
+}
+
+/// What a layer holds that keeps only its `input` where it would keep `held`. All else exists from I on; it is counted until the end of W,
+/// although what only I reads is free by then.
+fn made_again(held: &Held, input: Bytes) -> Held {
+    let mut again = Held { i_to_w: held.i_to_w.clone(), ..Held::default() };
+    for (&component, &bytes) in held.f_to_i.iter().chain(&held.f_to_w) {
+        *again.i_to_w.entry(component).or_default() += bytes;
+    }
+    let attention = again.i_to_w.entry(Component::Attention).or_default();
+    *attention = attention.saturating_sub(input);
+    again.f_to_i.insert(Component::Attention, input);
+    again
 }
 
 /// A part of a layer: what [`UnitWork`] is for the whole.

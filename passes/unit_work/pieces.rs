@@ -8,7 +8,7 @@
 pub use super::exchange::{Carrier, ExchangeForm, Payload, Route};
 use super::kernels::Entry;
 use super::{Layer, Sizes, attention, exchange, mlp};
-use crate::ir::{Component, Kernel, Phase, Step, Tokens, Unit, Work};
+use crate::ir::{Component, Kernel, Phase, Recompute, Step, Tokens, Unit, Work};
 use crate::job::Job;
 use crate::units::Bytes;
 
@@ -57,14 +57,15 @@ impl Piece {
     }
 }
 
-/// The work of `piece`. `None` if there is no such piece: no shared expert,
+/// The work of `piece`, where layers compute `recompute` again; a whole layer does so in ops of its own, [`super::UnitWork::again`], which are no
+/// pieces. `None` if there is no such piece: no shared expert,
 /// nothing computed again, all experts on one GPU, a copy engine over the network, FP8 where it is sent already, tokens that
 /// do not divide into so many parts (of attention: whole sequences), a weight gradient of an exchange; or where the unit is
 /// an end of the model.
 ///
 /// Parts of the tokens: FLOPs add up to the whole's. Each part reads all weights, and adds to the whole accumulator in W,
 /// where its products are less deep.
-pub fn work(job: &Job, unit: Unit, piece: &Piece) -> Option<Work> {
+pub fn work(job: &Job, unit: Unit, recompute: Recompute, piece: &Piece) -> Option<Work> {
     let layer = Layer::of(job, unit)?;
     if job.training.tp > 1 && *piece != Piece::whole(piece.component, piece.phase) {
         return None;
@@ -81,8 +82,8 @@ pub fn work(job: &Job, unit: Unit, piece: &Piece) -> Option<Work> {
                 Step::Shared | Step::Again => None,
             };
         }
-        Component::Attention => attention::kernels(job, &layer, &sizes, job.training.recompute),
-        Component::Mlp => mlp::kernels(job, &layer, &sizes, job.training.recompute),
+        Component::Attention => attention::kernels(job, &layer, &sizes, recompute.within_layer()),
+        Component::Mlp => mlp::kernels(job, &layer, &sizes, recompute.within_layer()),
     }
     .of(piece.phase);
     let kernels: Vec<Kernel> = entries.iter().filter(|entry| piece.has(entry)).map(|entry| entry.kernel).collect();

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use super::attention::{norm, setting};
 use super::kernels::{Kernels, Setting, again, main, memory, product};
 use super::{Rest, Sizes, UnitParameters};
-use crate::ir::{Component, Held};
+use crate::ir::{Component, Held, Recompute};
 use crate::job::Job;
 use crate::job::arithmetic::{Cut, Linear};
 use crate::job::model::{Dtype, Moe};
-use crate::job::training::Recompute;
 use crate::units::Bytes;
 
 /// The kernels. The router's weight gradient is part of I: it is tiny, and needs nothing that I does not have.

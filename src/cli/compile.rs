@@ -86,6 +86,9 @@ struct Summary<'a> {
 struct Stage {
     stage: usize,
     units: Vec<String>,
+    /// Where it is not the same on all stages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recompute: Option<Vec<&'static str>>,
     ranks: Vec<u32>,
     parameters_bytes: u64,
     computation_ns: u64,
@@ -97,6 +100,7 @@ fn json(compiled: &Compiled) -> Result<String> {
     let stages = compiled.loads.iter().enumerate().map(|(number, load)| Stage {
         stage: number,
         units: load.stage.units.iter().map(ToString::to_string).collect(),
+        recompute: compiled.plan.recompute_differs().then(|| load.stage.recompute.names().collect()),
         ranks: compiled.plan.layout.holders(number as u32),
         parameters_bytes: compiled.plan.stages[number].parameters.0,
         computation_ns: load.computation.0,
@@ -119,11 +123,15 @@ fn ratio(load: &StageLoad) -> Option<f64> {
 
 fn summary(compiled: &Compiled, written_to: &Path, width: usize) -> String {
     let plan = &compiled.plan;
-    let mut table =
-        table::new(&["stage", "units", "ranks", "weights", "computation", "dispatch + combine", "ratio"], width);
+    let differs = plan.recompute_differs();
+    let mut columns = vec!["stage", "units", "ranks", "weights", "computation", "dispatch + combine", "ratio"];
+    if differs {
+        columns.push("computed again");
+    }
+    let mut table = table::new(&columns, width);
     for (number, load) in compiled.loads.iter().enumerate() {
         let ranks: Vec<String> = plan.layout.holders(number as u32).iter().map(ToString::to_string).collect();
-        table.add_row(vec![
+        let mut row = vec![
             number.to_string(),
             view::units::runs(&load.stage.units),
             ranks.join(", "),
@@ -131,7 +139,11 @@ fn summary(compiled: &Compiled, written_to: &Path, width: usize) -> String {
             load.computation.to_string(),
             load.communication.to_string(),
             ratio(load).map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
-        ]);
+        ];
+        if differs {
+            row.push(load.stage.recompute.to_string());
+        }
+        table.add_row(row);
     }
     table::finish(&mut table, &[0, 3, 4, 5, 6]);
     let items: usize = plan.ranks.iter().map(|rank| rank.items.len()).sum();

@@ -276,7 +276,14 @@ fn rewritten(job: &Job, sms: u32, layers: u64) -> Result<Rewritten> {
     let Some(unit) = middle_layer(job).filter(|_| !rewrite::none_allowed(job)) else {
         return Ok(Rewritten::default());
     };
-    let asked = Asked { job, machine: &machine, comm_sms: sms, unit, layers: layers.min(CHUNK) as u32 };
+    let asked = Asked {
+        job,
+        machine: &machine,
+        comm_sms: sms,
+        unit,
+        recompute: job.training.recompute,
+        layers: layers.min(CHUNK) as u32,
+    };
     let form = |choice: Choice| {
         let problem = CyclicProblem::of_form(&choice.form, &machine, sms);
         let schedule = steady_form(&problem)?;

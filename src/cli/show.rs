@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::sim::{Simulation, simulate};
 use crate::units::Nanos;
+use crate::view;
 use crate::view::chart::{Bar, Row, render};
 
 /// Width of a chart that no terminal limits.
@@ -52,7 +53,11 @@ fn chart(plan: &Plan, simulation: &Simulation, width: usize) -> String {
         Row { label: format!("rank {rank}"), bars: actions.map(bar).collect() }
     });
     let rows: Vec<Row> = rows.collect();
-    format!("{title}\n\n{}", render(&rows, rounded(simulation.pipeline), width))
+    let again = match plan.recompute_differs() {
+        true => format!("\nComputed again: {}\n", view::units::computed_again(plan)),
+        false => String::new(),
+    };
+    format!("{title}\n\n{}{again}", render(&rows, rounded(simulation.pipeline), width))
 }
 
 /// The power of ten to which times are rounded, so that the axis has numbers that can be read.

@@ -9,6 +9,7 @@ mod op;
 mod placement;
 mod problem;
 mod program;
+mod recompute;
 mod stage;
 mod timetable;
 
@@ -18,5 +19,6 @@ pub use op::{Component, Kernel, Op, Rate, Step, Tokens, Work};
 pub use placement::{Layout, Placement};
 pub use problem::{Hops, Memory, PairCost, Problem, StageCost, StageMemory};
 pub use program::{Program, ProgramKind, ProgramOp, Stream};
+pub use recompute::Recompute;
 pub use stage::{Stage, Unit};
 pub use timetable::Timetable;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Recompute;
+
 /// The pieces that a model is cut between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Unit {
@@ -36,4 +38,6 @@ impl fmt::Display for Unit {
 pub struct Stage {
     /// Its units.
     pub units: Vec<Unit>,
+    /// What its layers compute again.
+    pub recompute: Recompute,
 }

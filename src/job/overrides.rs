@@ -39,7 +39,7 @@ pub struct Overrides {
     /// Where stages live; can only confirm the schedule's own.
     #[arg(long, value_enum)]
     pub placement: Option<Placement>,
-    /// What is computed again in the backward pass: a list of `norms`, `mla-up`, `swiglu`; or `none`.
+    /// What is computed again in the backward pass: a list of `norms`, `mla-up`, `swiglu`, `layer`; or `none`.
     #[arg(long, value_name = "LIST", value_parser = recompute)]
     pub recompute: Option<Recompute>,
     /// How the ops of an overlapped pair are ordered.
@@ -107,7 +107,7 @@ impl Overrides {
             "schedule" => self.schedule.map(|schedule| schedule.to_string()),
             "stages_per_rank" => number(self.stages_per_rank),
             "placement" => self.placement.map(|placement| placement.to_string()),
-            "recompute" => self.recompute.map(recompute_list),
+            "recompute" => self.recompute.map(|recompute| recompute.to_string()),
             "overlap" => self.overlap.map(|order| order.name().to_owned()),
             "communication_sms" => self.communication_sms.map(|sms| sms.to_string()),
             "without_rewrites" => self.without_rewrites.as_ref().map(|rules| rules.join(",")),
@@ -131,21 +131,15 @@ fn recompute(list: &str) -> Result<Recompute, String> {
             "norms" => recompute.norms = true,
             "mla-up" => recompute.mla_up = true,
             "swiglu" => recompute.swiglu = true,
+            "layer" => recompute.layer = true,
             other => {
                 return Err(format!(
-                    "`{other}` is none of `norms`, `mla-up`, `swiglu`; write `none` alone for nothing"
+                    "`{other}` is none of `norms`, `mla-up`, `swiglu`, `layer`; write `none` alone for nothing"
                 ));
             }
         }
     }
     Ok(recompute)
-}
-
-/// The value of `--recompute` that gives `recompute`.
-fn recompute_list(recompute: Recompute) -> String {
-    let items = [(recompute.norms, "norms"), (recompute.mla_up, "mla-up"), (recompute.swiglu, "swiglu")];
-    let chosen: Vec<&str> = items.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
-    if chosen.is_empty() { "none".into() } else { chosen.join(",") }
 }
 
 #[cfg(test)]
@@ -224,8 +218,8 @@ mod tests {
     #[test]
     fn a_recompute_list_is_exact() {
         assert_eq!(parse("--recompute none").expect("none").recompute, Some(Recompute::default()));
-        let all = Recompute { norms: true, mla_up: true, swiglu: true };
-        assert_eq!(parse("--recompute swiglu,norms,mla-up").expect("all").recompute, Some(all));
+        let all = Recompute { norms: true, mla_up: true, swiglu: true, layer: true };
+        assert_eq!(parse("--recompute swiglu,layer,norms,mla-up").expect("all").recompute, Some(all));
         for wrong in ["--recompute mla_up", "--recompute none,norms", "--recompute ,", "--sharded-optimizer yes"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::sms::CommunicationSms;
+pub use crate::ir::Recompute;
+
 use crate::ir::Placement;
 
 /// How the model is trained. One optimizer step is meant throughout.
@@ -190,18 +192,6 @@ impl PairOrder {
             Self::Serial => "serial",
         }
     }
-}
-
-/// What is computed again in the backward pass instead of being stored from the forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Recompute {
-    /// Outputs of the RMSNorms (DeepSeek-V3 does).
-    pub norms: bool,
-    /// MLA's up-projections: q, k and v (DeepSeek-V3 does).
-    pub mla_up: bool,
-    /// Output of the SwiGLU activation (DeepSeek-V3 does).
-    pub swiglu: bool,
 }
 
 fn one() -> u32 {

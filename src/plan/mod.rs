@@ -11,7 +11,7 @@ pub use stream::{StreamId, rank_streams};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Action, ChunkId, Held, Layout, Program, Unit, Work};
+use crate::ir::{Action, ChunkId, Held, Layout, Program, Recompute, Unit, Work};
 use crate::job::model::Model;
 use crate::machine::Machine;
 use crate::units::{Bytes, Nanos};
@@ -80,6 +80,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether some stages compute more again than others.
+    pub fn recompute_differs(&self) -> bool {
+        self.stages.windows(2).any(|pair| pair[0].recompute != pair[1].recompute)
+    }
+
     /// The program (index into `programs`) that an action runs; `None` if the plan names none.
     pub fn program_of(&self, action: Action) -> Option<u32> {
         let stage = |chunk: ChunkId| self.stages.get(chunk.stage as usize);
@@ -129,6 +134,9 @@ pub struct Origin {
 pub struct PlanStage {
     /// Its part of the model.
     pub units: Vec<Unit>,
+    /// What its layers compute again in the backward.
+    #[serde(default, skip_serializing_if = "Recompute::is_nothing")]
+    pub recompute: Recompute,
     /// Weights.
     pub parameters: Bytes,
     /// Gradient accumulators.

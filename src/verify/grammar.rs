@@ -17,10 +17,13 @@ impl Ops {
     pub fn is_none(self) -> bool {
         self == NONE
     }
+
+    /// Nothing: no op of the component may be there.
+    pub const NONE: Self = Self { compute: (0, 0), exchange: (0, 0) };
 }
 
-/// Nothing: no op of this component may be there.
-const NONE: Ops = Ops { compute: (0, 0), exchange: (0, 0) };
+/// See [`Ops::NONE`].
+const NONE: Ops = Ops::NONE;
 /// One kernel op.
 const ONE: Ops = Ops { compute: (1, 1), exchange: (0, 0) };
 /// One kernel op; where weights are cut over tensor-parallel GPUs, also the exchanges that join their results.
@@ -79,6 +82,15 @@ pub fn ops(row: &Row, phase: Phase, origin: &Origin) -> Ops {
     }
 }
 
+/// What a row's backward must repeat of its forward where whole layers are computed again; nothing outside of layers. No gradient reads
+/// what combine brings back.
+pub fn again(row: &Row, origin: &Origin) -> Ops {
+    match row.0 {
+        Component::Attention | Component::Dispatch | Component::Mlp => ops(row, Phase::F, origin),
+        Component::Embedding | Component::Combine | Component::Head => NONE,
+    }
+}
+
 /// Whether the component hands something from I to W in such a unit: both compute. All that a module can be does so in its
 /// attention and MLP.
 pub fn hands_over(unit: Unit, component: Component) -> bool {
@@ -87,13 +99,14 @@ pub fn hands_over(unit: Unit, component: Component) -> bool {
 
 /// Whether an op that is there for its step may be there at all. The main steps of all components may; only kernels do the
 /// others: a shared expert is of a layer with experts, something is computed again for I alone, and what is quantised or
-/// packed goes into an all-to-all.
-pub fn step_belongs(op: &ProgramOp, of: Unit) -> bool {
+/// packed goes into an all-to-all. Exchanges are repeated only where whole layers are computed again: `again` is what must be.
+pub fn step_belongs(op: &ProgramOp, of: Unit, again: Ops) -> bool {
     let kernel = !op.work.is_exchange();
     let exchange = matches!(op.component, Component::Dispatch | Component::Combine);
     match op.step {
         Step::Main => true,
         Step::Shared => kernel && op.component == Component::Mlp && matches!(of, Unit::Moe(_) | Unit::Mtp(_)),
+        Step::Again if !again.is_none() => true,
         Step::Again => kernel && op.phase == Phase::I && matches!(op.component, Component::Attention | Component::Mlp),
         Step::Quantise | Step::Pack => kernel && exchange && op.phase != Phase::W,
     }

@@ -8,12 +8,13 @@
 //!
 //! An op may work on part of the tokens: the parts cover them exactly once, and order is asked where tokens meet. A shared
 //! expert that is an op of its own stands beside dispatch, experts and combine, between the attentions. What is computed
-//! again comes before the backward that reads it.
+//! again comes before the backward that reads it. Where a stage computes whole layers again, attention, dispatch and MLP are there a second
+//! time, one after the other as in F.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ir::{Component, Phase, Program, ProgramOp, Step, Tokens, Unit};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanStage};
 
 use super::grammar::{self, Ops};
 use super::precedence::Precedence;
@@ -38,14 +39,14 @@ pub fn op_name(program: usize, index: usize, op: &ProgramOp) -> String {
 /// Checks every program under every stage or pair that refers to it.
 pub fn check(plan: &Plan, report: &mut Report) {
     let modules_have_experts = modules_have_experts(plan);
-    // Stages with the same kinds of units ask the same of a program; each question is asked once.
+    // Stages with the same kinds of units, computed again or not, ask the same of a program; each question is asked once.
     let mut numbers = BTreeMap::new();
     let mut classes: Vec<usize> = Vec::with_capacity(plan.stages.len());
     for stage in &plan.stages {
         let rows = stage.units.iter().flat_map(|&unit| grammar::rows(unit, modules_have_experts));
         let components: Vec<Component> = rows.map(|row| row.0).collect();
         let next = numbers.len();
-        classes.push(*numbers.entry(components).or_insert(next));
+        classes.push(*numbers.entry((components, stage.recompute.layer)).or_insert(next));
     }
     let mut asked = BTreeSet::new();
     for question in questions(plan) {
@@ -110,6 +111,8 @@ struct Group {
     component: Component,
     of: Unit,
     allowed: Ops,
+    /// What must be repeated of the forward.
+    again: Ops,
     /// In launch order.
     ops: Vec<usize>,
 }
@@ -138,11 +141,16 @@ impl Question {
         for (phase, stage) in [Phase::F, Phase::I, Phase::W].into_iter().zip(self.stages) {
             let Some(stage) = stage else { continue };
             let before = groups.len();
-            for (unit, &of) in (0..).zip(&plan.stages[stage as usize].units) {
+            let PlanStage { units, recompute, .. } = &plan.stages[stage as usize];
+            for (unit, &of) in (0..).zip(units) {
                 for row in grammar::rows(of, modules_have_experts) {
                     let allowed = grammar::ops(row, phase, &plan.origin);
+                    let again = match phase {
+                        Phase::I if recompute.layer => grammar::again(row, &plan.origin),
+                        _ => Ops::NONE,
+                    };
                     if !allowed.is_none() {
-                        groups.push(Group { phase, unit, component: row.0, of, allowed, ops: Vec::new() });
+                        groups.push(Group { phase, unit, component: row.0, of, allowed, again, ops: Vec::new() });
                     }
                 }
             }
@@ -159,7 +167,7 @@ impl Question {
             groups.iter().enumerate().map(|(at, group)| ((group.phase, group.unit, group.component), at)).collect();
         for (index, op) in program.ops.iter().enumerate() {
             let group = place.get(&(op.phase, op.unit, op.component)).copied();
-            match group.filter(|&at| grammar::step_belongs(op, groups[at].of)) {
+            match group.filter(|&at| grammar::step_belongs(op, groups[at].of, groups[at].again)) {
                 Some(at) => groups[at].ops.push(index),
                 None => report.add(Rule::ProgramContent, || {
                     let message = format!("does not belong in {}", self.purpose);
@@ -171,7 +179,7 @@ impl Question {
     }
 
     fn count(&self, plan: &Plan, program: &Program, group: &Group, report: &mut Report) {
-        let Group { phase, unit, component, of, allowed, .. } = group;
+        let Group { phase, unit, component, of, allowed, again, .. } = group;
         let name = || format!("{component:?} {phase:?} of unit {unit} ({of})");
         let mut refuse = |message: String| {
             report.add(Rule::ProgramContent, || self.violation(plan, Rule::ProgramContent, self.name(), message));
@@ -180,9 +188,15 @@ impl Question {
             let ops = group.ops.iter().map(|&op| &program.ops[op]);
             ops.filter(|op| wanted(op)).map(|op| op.tokens).collect()
         };
-        for (what, exchange, limits) in [("kernel", false, allowed.compute), ("exchange", true, allowed.exchange)] {
+        let mut wanted =
+            vec![(Step::Main, "kernel", false, allowed.compute), (Step::Main, "exchange", true, allowed.exchange)];
+        if !again.is_none() {
+            wanted.push((Step::Again, "repeated kernel", false, again.compute));
+            wanted.push((Step::Again, "repeated exchange", true, again.exchange));
+        }
+        for (step, what, exchange, limits) in wanted {
             let (fewest, most) = limits;
-            let found = shares(&|op| op.step == Step::Main && op.work.is_exchange() == exchange);
+            let found = shares(&|op| op.step == step && op.work.is_exchange() == exchange);
             let whole = found.iter().all(Tokens::is_all);
             if limits == (1, 1) && !whole {
                 if !cover(&found) {
@@ -194,6 +208,9 @@ impl Question {
             }
         }
         for step in [Step::Shared, Step::Again, Step::Quantise, Step::Pack] {
+            if step == Step::Again && !again.is_none() {
+                continue;
+            }
             let found = shares(&|op| op.step == step);
             // A shared expert, if it is there by itself, is there for all tokens.
             if !(found.is_empty() || cover(&found) || (step != Step::Shared && apart(&found))) {
@@ -238,6 +255,19 @@ impl Question {
             .filter(|group| group.phase == Phase::I)
             .map(|group| ((group.unit, group.component), group))
             .collect();
+        // What is repeated of a layer's forward passes through it once more, in the order of F: the groups of I the other way round.
+        let mut repeated: Option<(u32, Vec<usize>)> = None;
+        for group in groups.iter().rev().filter(|group| !group.again.is_none()) {
+            let mine = again(group);
+            for (at, &first) in mine.iter().enumerate().take(MOST_OPS) {
+                follow(&[first], &mine[at + 1..]);
+            }
+            if let Some((_, earlier)) = repeated.filter(|(unit, _)| *unit == group.unit) {
+                follow(&earlier, &mine);
+            }
+            follow(&mine, &shared(group));
+            repeated = Some((group.unit, mine));
+        }
         // What the next group on the way reads, and what the next attention (or the end of the layer) reads besides.
         let mut before: Option<(Phase, Vec<usize>)> = None;
         let mut beside: Vec<usize> = Vec::new();

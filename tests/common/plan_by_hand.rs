@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{
-    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
+    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Recompute, Step, Tokens,
+    Unit, Work,
 };
 use dualweave::job::model::{Attention as Heads, Model, MultiHead, Precision};
 use dualweave::machine::{Interference, LinkModel, Machine};
@@ -241,6 +242,7 @@ fn stage(units: &[Unit], (input, output): (u64, u64), [f, b, i, w]: [u32; 4], sh
     let exchange = |bytes| Work::Exchange { nvlink: Bytes(bytes), network: Bytes(0) };
     PlanStage {
         units: units.to_vec(),
+        recompute: Recompute::NOTHING,
         parameters: Bytes(100),
         gradients: Bytes(50),
         optimizer: Bytes(25),

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{
-    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Step, Tokens, Unit, Work,
+    Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Recompute, Step, Tokens,
+    Unit, Work,
 };
 use dualweave::job::model::{Attention, Model, MultiHead, Precision};
 use dualweave::machine::{Interference, LinkModel, Machine};
@@ -63,6 +64,7 @@ pub fn plan(placement: Placement, micro_batches: u32, ranks: &[&[(Task, &[u32])]
     let layout = Layout::new(placement, ranks.len() as u32, 2, micro_batches);
     let stage = PlanStage {
         units: vec![Unit::Moe(0)],
+        recompute: Recompute::NOTHING,
         parameters: Bytes(1000),
         gradients: Bytes(2000),
         optimizer: Bytes(3000),

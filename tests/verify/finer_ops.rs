@@ -12,7 +12,7 @@ use Component::{Attention, Combine, Dispatch, Head, Mlp};
 use Phase::{F, I, W};
 
 fn op(component: Component, phase: Phase, unit: u32, step: Step, tokens: (u32, u32), waits: &[u32]) -> ProgramOp {
-    let exchange = matches!(component, Dispatch | Combine) && step == Step::Main;
+    let exchange = matches!(component, Dispatch | Combine) && matches!(step, Step::Main | Step::Again);
     let work = match exchange {
         true => Work::Exchange { nvlink: Bytes(50), network: Bytes(50) },
         false => Work::Compute(vec![]),
@@ -219,4 +219,71 @@ fn copy_engines_take_no_sms() {
     plan.programs[number].ops[1].sms = 0;
     let found: Vec<String> = verify(&plan).violations.iter().map(ToString::to_string).collect();
     assert!(found[0].contains("may use 0 SMs of a GPU that has"), "{}", found[0]);
+}
+
+/// I of a layer that is computed again as a whole, beside combine's backward.
+fn repeating() -> Vec<ProgramOp> {
+    vec![
+        op(Head, I, 1, Step::Main, ALL, &[]),
+        op(Attention, I, 0, Step::Again, ALL, &[]),
+        op(Dispatch, I, 0, Step::Again, ALL, &[1]),
+        op(Combine, I, 0, Step::Main, ALL, &[0]),
+        op(Mlp, I, 0, Step::Again, ALL, &[2]),
+        op(Mlp, I, 0, Step::Main, ALL, &[3]),
+        op(Dispatch, I, 0, Step::Main, ALL, &[5]),
+        op(Attention, I, 0, Step::Main, ALL, &[6]),
+    ]
+}
+
+/// What is found in I of a stage with experts that computes whole layers again, or does not say so, by the ends of its words.
+#[track_caller]
+fn repeats(layer: bool, i: Vec<ProgramOp>, expected: &[&str]) {
+    let mut plan = with(forward(), i, weights());
+    plan.stages[3].recompute.layer = layer;
+    // Its full backwards repeat nothing.
+    let [_, number, _] = programs(&plan);
+    let names = [format!("program {number} ("), format!("program {number}, ")];
+    let found: Vec<String> = verify(&plan).violations.iter().map(ToString::to_string).collect();
+    let found: Vec<String> = found.into_iter().filter(|found| names.iter().any(|name| found.contains(name))).collect();
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.ends_with(expected), "{found}\ndoes not end with\n{expected}");
+    }
+}
+
+#[test]
+fn whole_layers_are_computed_again_in_order() {
+    repeats(true, repeating(), &[]);
+    // Nothing is repeated, though all of it must be.
+    let mut kept: Vec<ProgramOp> = repeating().into_iter().filter(|op| op.step != Step::Again).collect();
+    let waits: [&[u32]; 5] = [&[], &[0], &[1], &[2], &[3]];
+    kept.iter_mut().zip(waits).for_each(|(op, waits)| op.waits = waits.to_vec());
+    repeats(false, kept.clone(), &[]);
+    repeats(
+        true,
+        kept,
+        &[
+            "has 0 repeated kernel ops for Mlp I of unit 0 (moe 3) where it needs 1 [program-content]",
+            "has 0 repeated exchange ops for Dispatch I of unit 0 (moe 3) where it needs 1 [program-content]",
+            "has 0 repeated kernel ops for Attention I of unit 0 (moe 3) where it needs 1 [program-content]",
+        ],
+    );
+    // Tokens are sent to their experts a second time only where the stage says so.
+    repeats(false, repeating(), &["does not belong in I of stage 3 [program-content]"]);
+    // The experts work on tokens that have not come.
+    let mut early = repeating();
+    early[4].waits = vec![];
+    repeats(
+        true,
+        early,
+        &["may start before op 2 (Dispatch I (again) of unit 0), whose result it reads, has ended [program-order]"],
+    );
+    // And the tokens leave before it is known where to.
+    let mut blind = repeating();
+    blind[2].waits = vec![];
+    repeats(
+        true,
+        blind,
+        &["may start before op 1 (Attention I (again) of unit 0), whose result it reads, has ended [program-order]"],
+    );
 }

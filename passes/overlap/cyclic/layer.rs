@@ -4,7 +4,7 @@ use super::{CyclicOp, CyclicProblem, Need};
 use crate::ir::{Component, Phase, Stream, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
-use crate::passes::split::{FormOp, UnitForm};
+use crate::passes::split::{FormOp, UnitForm, reads_input};
 use crate::passes::unit_work::{UnitOp, unit_work};
 use crate::units::Nanos;
 
@@ -18,15 +18,15 @@ impl CyclicProblem {
     /// The pair of a job's middle layer with experts: its ops' durations with `communication_sms` for exchanges and the other
     /// SMs for computation. `None` if no layer has experts. Exchanges among tensor-parallel GPUs count with their component.
     pub fn of_job(job: &Job, machine: &Machine, communication_sms: u32) -> Option<Self> {
-        let work = unit_work(job, middle_layer(job)?);
+        let work = unit_work(job, middle_layer(job)?, job.training.recompute);
         let sms = |work: &Work| machine.sms_of(work, communication_sms);
         let works = |component: Component, phase: Phase| {
-            let ops: &[UnitOp] = match phase {
-                Phase::F => &work.f,
-                Phase::I => &work.i,
-                Phase::W => &work.w,
+            let (again, ops): (&[UnitOp], &[UnitOp]) = match phase {
+                Phase::F => (&[], &work.f),
+                Phase::I => (&work.again, &work.i),
+                Phase::W => (&[], &work.w),
             };
-            ops.iter().filter(move |op| op.component == component).map(|op| &op.work)
+            again.iter().chain(ops).filter(move |op| op.component == component).map(|op| &op.work)
         };
         let mut problem = Self::layer_pair(|component, phase| {
             works(component, phase).map(|work| machine.duration(work, sms(work))).sum()
@@ -71,7 +71,7 @@ impl CyclicProblem {
             let ends = ends(side);
             for (at, op) in side.iter().enumerate() {
                 problem.need(op.needs.iter().map(|&need| first + need as usize), first + at, 0);
-                if op.reads_input() {
+                if reads_input(side, op) {
                     problem.need(ends.iter().map(|&end| first + end), first + at, 1);
                 }
             }
