@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dualweave::ir::Placement;
+use dualweave::ir::{Placement, Recompute};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::{Compiled, compile};
@@ -100,4 +100,38 @@ fn what_fits_nowhere_is_as_small_as_can_be() {
     let least = step_and_need(&compile(&job).expect("a plan that says what it lacks")).1;
     let full = step_and_need(&safe(&with(|_| {}))).1;
     assert!(least < full, "{least} {full}");
+}
+
+/// A job whose chunks hold much beside its parameters, with nothing computed again, and this memory.
+fn crowded(memory_gb: Option<f64>) -> Job {
+    with(|job| {
+        let training = &mut job.training;
+        (training.sequence, training.micro_batch_size) = (2048, 4);
+        (training.recompute, training.memory_limit_gb) = (Recompute::NOTHING, memory_gb);
+    })
+}
+
+/// Where no published schedule fits, stages that compute more again make room; with all of them doing so, as a job can ask for, steps are
+/// longer. What the model needs is what it was.
+#[test]
+fn computes_again_where_memory_is_short() {
+    let limit = Some(0.4);
+    let found = safe(&crowded(limit));
+    let (step, need) = step_and_need(&found);
+    assert!(need <= found.plan.machine.memory, "{need}");
+    assert!(found.plan.recompute_differs());
+    for kind in ScheduleKind::PUBLISHED {
+        let mut job = crowded(limit);
+        job.training.schedule = kind;
+        let Ok(other) = compile(&job) else { continue };
+        assert!(step_and_need(&other).1 > other.plan.machine.memory, "{kind}");
+    }
+    let mut everywhere = crowded(limit);
+    everywhere.training.recompute.layer = true;
+    assert!(step < step_and_need(&safe(&everywhere)).0);
+    assert_eq!(found.plan.to_ron(), compile(&crowded(limit)).expect("a plan").plan.to_ron());
+
+    let roomy = safe(&crowded(None)).plan;
+    assert!(roomy.stages.iter().all(|stage| stage.recompute.is_nothing()), "nothing is computed again without need");
+    assert_eq!(found.plan.origin.model_flops_per_token, roomy.origin.model_flops_per_token);
 }

@@ -141,7 +141,7 @@ fn plans_that_are_not_safe_or_not_small_are_refused() {
         vocabulary.contains("vocabulary of 255 tokens, but the bytes of a text are 256 different ones"),
         "{vocabulary}"
     );
-    let unsafe_plan = refused("(F(0,0),[])", "(F(0,1),[])");
+    let unsafe_plan = refused("(F(0,0),", "(F(0,1),");
     assert!(unsafe_plan.contains("the plan is not safe to run") && unsafe_plan.contains("dualweave verify plan.ron"));
     let other_model = refused("layers: 4,", "layers: 5,");
     assert!(other_model.contains("the plan's stages together are not its model"), "{other_model}");

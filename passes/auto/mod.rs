@@ -1,10 +1,12 @@
-//! The schedule `auto`: which placement, which cut into stages, and which timetable.
+//! The schedule `auto`: which placement, which cut into stages, what stages compute again, and which timetable.
 //!
 //! Every placement that the job leaves open is looked at: with stages of about equal cost, and with another cut where a layer more here
-//! and one less there takes work from the fullest rank; layers in their plain form, a short search. The best few are compiled in full and
+//! and one less there takes work from the fullest rank; layers in their plain form, a short search. Where memory makes the timetable longer,
+//! also with stages that compute more again than the job asks for (`again`). The best few are compiled in full and
 //! searched for long. Published timetables of the same chunk programs are always candidates. Of the plans that fit in memory the one whose
 //! simulated step is the shortest is taken; if none fits, the one that needs least.
 
+mod again;
 mod cut;
 mod room;
 
@@ -26,6 +28,9 @@ const ROUNDS: usize = 4;
 
 /// Timings of an action that a first look at a placement and a cut may take.
 const GLANCE: u64 = 1_000_000;
+
+/// How many placements and cuts are also looked at with stages that compute more again.
+const WORTH_RECOMPUTING: usize = 3;
 
 /// How many placements and cuts are compiled in full and searched for long, of those that are near the best at a glance.
 const FINALISTS: usize = 3;
@@ -51,6 +56,7 @@ pub fn compile(job: &Job) -> Result<Compiled> {
             Err(error) => refused = refused.or(Some(error)),
         }
     }
+    entries.extend(with_more_again(&entries)?);
     // Stable: of equals the first.
     entries.sort_by_key(|entry| (entry.tried.lacks, entry.tried.step));
     let near = entries.first().map(|best| (best.tried.lacks, best.tried.step + Nanos(best.tried.step.0 / NEAR)));
@@ -74,43 +80,75 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     }
 }
 
-/// A placement and a cut into stages, with the best plan at a glance: layers in their plain form, a short search.
+/// With stages that compute more again, where memory is short and that promises a shorter step: of the entries with which a timetable could
+/// be shortest if memory were no question.
+fn with_more_again(entries: &[Entry]) -> Result<Vec<Entry>> {
+    let fitting = entries.iter().filter(|entry| entry.tried.lacks == Bytes::ZERO);
+    let shortest = fitting.map(|entry| entry.tried.step).min();
+    let bound = |entry: &Entry| pipeline::lower_bound(&entry.chunks.problem(&entry.job));
+    let mut bounded: Vec<(Nanos, &Entry)> = entries.iter().map(|entry| (bound(entry), entry)).collect();
+    bounded.retain(|(bound, _)| shortest.is_none_or(|shortest| *bound < shortest));
+    bounded.sort_by_key(|(bound, _)| *bound);
+    let mut more = Vec::new();
+    for (_, entry) in bounded.into_iter().take(WORTH_RECOMPUTING) {
+        more.extend(entry.with_more_again()?);
+    }
+    Ok(more)
+}
+
+/// A placement, a cut into stages and what they compute again, with the best plan at a glance: layers in their plain form, a short search.
 struct Entry {
     job: Job,
-    cut: Option<Vec<usize>>,
+    wanted: Wanted,
     chunks: Chunks,
     tried: Tried,
+    room: Room,
 }
+
+/// A search at a glance.
+const AT_A_GLANCE: Limits = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan };
 
 impl Entry {
     /// With the job's placement: stages of about equal cost, and another cut where that promises more.
     fn of_cuts(job: &Job) -> Result<Vec<Self>> {
-        let mut plain = job.clone();
-        plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
-        let even = inside_chunks(&plain)?;
-        let other = cut::better(job, &even);
-        let glance = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan };
-        let entry = |cut: Option<Vec<usize>>, chunks: Chunks| {
-            let tried = within_memory(&plain, chunks.clone(), glance)?;
-            Ok(Self { job: job.clone(), cut, chunks, tried })
-        };
-        let mut entries = vec![entry(None, even)?];
+        let even = inside_chunks(&plain(job))?;
+        let other = cut::better(&plain(job), &even);
+        let mut entries = vec![Self::new(job, Wanted::default(), even)?];
         if other.is_some() {
-            let wanted = Wanted { cut: other.clone(), ..Wanted::default() };
-            entries.push(entry(other, inside_chunks_as(&plain, &wanted)?)?);
+            let wanted = Wanted { cut: other, ..Wanted::default() };
+            let chunks = inside_chunks_as(&plain(job), &wanted)?;
+            entries.push(Self::new(job, wanted, chunks)?);
         }
         Ok(entries)
     }
 
+    fn new(job: &Job, wanted: Wanted, chunks: Chunks) -> Result<Self> {
+        let (tried, room) = within_memory(&plain(job), chunks.clone(), AT_A_GLANCE)?;
+        Ok(Self { job: job.clone(), wanted, chunks, tried, room })
+    }
+
+    /// With stages that compute more again, where memory is short and that promises a shorter step.
+    fn with_more_again(&self) -> Result<Option<Self>> {
+        let job = plain(&self.job);
+        let fits = self.tried.lacks == Bytes::ZERO;
+        let makespan = fits.then(|| self.tried.makespan());
+        let Some(recompute) = again::better(&job, &self.chunks, &self.room, makespan, &AT_A_GLANCE)? else {
+            return Ok(None);
+        };
+        let wanted = Wanted { recompute: Some(recompute), ..self.wanted.clone() };
+        let chunks = inside_chunks_as(&job, &wanted)?;
+        Self::new(&self.job, wanted, chunks).map(Some)
+    }
+
     /// The plans after a long search: with layers as they are rewritten, and, since those may hold more at a time, with plain ones.
     fn in_full(self) -> Result<Vec<Tried>> {
-        let Self { job, cut, chunks, tried } = self;
+        let Self { job, wanted, chunks, tried, .. } = self;
         let limits = |chunks: &Chunks| Limits::for_problem(&chunks.problem(&job));
         let mut plans = vec![tried];
         if job.training.overlap == PairOrder::Search && !rewrite::none_allowed(&job) {
-            let rewritten = inside_chunks_as(&job, &Wanted { cut, ..Wanted::default() })?;
+            let rewritten = inside_chunks_as(&job, &wanted)?;
             let limits = limits(&rewritten);
-            let tried = within_memory(&job, rewritten, limits)?;
+            let (tried, _) = within_memory(&job, rewritten, limits)?;
             let fits = tried.lacks == Bytes::ZERO;
             plans.push(tried);
             if fits {
@@ -118,9 +156,16 @@ impl Entry {
             }
         }
         let limits = limits(&chunks);
-        plans.push(within_memory(&job, chunks, limits)?);
+        plans.push(within_memory(&job, chunks, limits)?.0);
         Ok(plans)
     }
+}
+
+/// The job with layers in their plain form.
+fn plain(job: &Job) -> Job {
+    let mut plain = job.clone();
+    plain.training.without_rewrites = vec![rewrite::ALL.to_owned()];
+    plain
 }
 
 /// The placements that a job leaves to the compiler, or the one that it names. A single rank has no use for any but a line, and a
@@ -160,27 +205,32 @@ impl Tried {
         Ok((Self { compiled, lacks, step: simulation.step }, memory))
     }
 
+    /// Of the timetable.
+    fn makespan(&self) -> Nanos {
+        self.compiled.plan.timetable.makespan
+    }
+
     fn is_better_than(&self, other: &Self) -> bool {
         (self.lacks, self.step) < (other.lacks, other.step)
     }
 }
 
 /// The best plan with these chunk programs: of the timetable that the search finds within memory, or of a published one. What a plan
-/// needs beside its activations is known when it is made, so a search may be repeated with less room.
-fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
+/// needs beside its activations is known when it is made, so a search may be repeated with less room; gives the room after the last.
+fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Room)> {
     let mut problem = chunks.problem(job);
     let layout = chunks.lowered.layout;
     let mut best: Option<Tried> = None;
-    let mut keep = |tried: Tried| {
+    let keep = |tried: Tried, best: &mut Option<Tried>| {
         if best.as_ref().is_none_or(|best| tried.is_better_than(best)) {
-            best = Some(tried);
+            *best = Some(tried);
         }
     };
     let bound = pipeline::lower_bound(&problem);
     for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(layout.placement)) {
         if let Ok(timetable) = pipeline::generate(kind, &layout) {
             let published = Scheduled { timetable, bound };
-            keep(Tried::new(assemble(job, chunks.clone(), &problem, published, BRIEFLY)?)?.0);
+            keep(Tried::new(assemble(job, chunks.clone(), &problem, published, BRIEFLY)?)?.0, &mut best);
         }
     }
     let mut room = Room::new(job, &chunks);
@@ -196,14 +246,20 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<Tried> {
             Err(error) => return Err(error),
         };
         let Found { timetable, bound, .. } = found;
+        // With less room it only gets longer, and a step is longer than its timetable.
+        let makespan = pipeline::replay(&problem, &timetable)?.makespan;
+        if best.as_ref().is_some_and(|best| best.lacks == Bytes::ZERO && best.step <= makespan) {
+            break;
+        }
         let scheduled = Scheduled { timetable: timetable.clone(), bound };
         let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, scheduled, BRIEFLY)?)?;
         let over = tried.lacks == Bytes::ZERO || problem.memory.is_none();
-        room.correct(&timetable, &memory);
-        keep(tried);
+        room.correct(&timetable, &memory, chunks.machine.memory);
+        keep(tried, &mut best);
         if over {
             break;
         }
     }
-    best.ok_or_else(|| Error::new("no timetable was searched for"))
+    let best = best.ok_or_else(|| Error::new("no timetable was searched for"))?;
+    Ok((best, room))
 }

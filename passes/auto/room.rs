@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Component, Memory, StageMemory, Timetable};
+use crate::ir::{Component, Held, Memory, StageMemory, Timetable};
 use crate::job::Job;
 use crate::passes::{Chunks, emit};
 use crate::plan::PlanStage;
@@ -14,7 +14,13 @@ pub struct Room {
     stages: Vec<StageMemory>,
     /// Per rank. Parameters, gradients and optimizer state, the exchange buffer, and, as plans show it, messages and workspace.
     besides: Vec<Bytes>,
+    /// How many plans have shown what they need.
+    corrections: u32,
 }
+
+/// After so many corrections what a plan needs beside its chunks is known but for small differences. The second often corrects much: a
+/// timetable for less memory can have other messages waiting.
+const SETTLED: u32 = 2;
 
 impl Room {
     /// As far as it is known before there is a plan.
@@ -26,7 +32,11 @@ impl Room {
             let state: Bytes = held.iter().map(|stage| stage.parameters + stage.gradients + stage.optimizer).sum();
             state + held.iter().map(|stage| stage.exchange_buffer).max().unwrap_or_default()
         };
-        Self { stages: stages.iter().map(held).collect(), besides: (0..layout.ranks).map(besides).collect() }
+        Self {
+            stages: stages.iter().map(|stage| held(&stage.held)).collect(),
+            besides: (0..layout.ranks).map(besides).collect(),
+            corrections: 0,
+        }
     }
 
     /// The memory of the pipeline problem, in bytes. `None` if a rank has no room for anything: then nothing fits.
@@ -36,20 +46,25 @@ impl Room {
         Some(Memory { stages: self.stages.clone(), limits })
     }
 
-    /// Takes into account what the plan of a timetable needs.
-    pub fn correct(&mut self, timetable: &Timetable, memory: &[RankMemory]) {
+    /// Takes into account what the plan of a timetable needs, which differs a little from one timetable to the next. So a rank that has
+    /// too little of the GPU's `memory` although it was corrected more than once gets as much less for its chunks, once more.
+    pub fn correct(&mut self, timetable: &Timetable, needed: &[RankMemory], memory: Bytes) {
         let held = Memory { stages: self.stages.clone(), limits: Vec::new() };
-        for ((besides, actions), rank) in self.besides.iter_mut().zip(&timetable.ranks).zip(memory) {
+        for ((besides, actions), rank) in self.besides.iter_mut().zip(&timetable.ranks).zip(needed) {
+            let need = rank.need.total();
             let chunks = Bytes(held.peak(actions));
-            *besides = (*besides).max(rank.need.total().saturating_sub(chunks));
+            *besides = (*besides).max(need.saturating_sub(chunks));
+            if self.corrections >= SETTLED {
+                *besides += need.saturating_sub(memory);
+            }
         }
+        self.corrections += 1;
     }
 }
 
-/// What a chunk holds. Where a backward leaves more for the weights than it frees, the chunk counts as holding that from the start.
-fn held(stage: &PlanStage) -> StageMemory {
+/// What a chunk holds. What a whole backward hands from I to W is not in it, but in the workspace of its program.
+pub fn held(held: &Held) -> StageMemory {
     let sum = |bytes: &BTreeMap<Component, Bytes>| bytes.values().copied().sum::<Bytes>();
-    let (to_input, to_weights, left) = (sum(&stage.held.f_to_i), sum(&stage.held.f_to_w), sum(&stage.held.i_to_w));
-    let for_weights = to_weights + left;
-    StageMemory { activation: (to_input + to_weights).max(for_weights).0, for_weights: for_weights.0 }
+    let (to_input, to_weights, left) = (sum(&held.f_to_i), sum(&held.f_to_w), sum(&held.i_to_w));
+    StageMemory { activation: (to_input + to_weights).0, for_weights: (to_weights + left).0 }
 }

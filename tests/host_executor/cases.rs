@@ -111,6 +111,8 @@ impl Case {
         training.micro_batch_size = self.sequences;
         training.sequence = 4;
         training.sharded_optimizer = self.sharded;
+        // Ops that compute again, exchanges among them, are in every other plan.
+        training.recompute.layer = !self.rewritten && self.micro_batches.is_multiple_of(2);
         training.communication_sms = CommunicationSms::Fixed(8);
         training.without_rewrites = if self.rewritten { Vec::new() } else { vec!["all".to_owned()] };
         job.check().unwrap_or_else(|error| panic!("{self:?}: {error:?}"));
@@ -132,7 +134,7 @@ impl Case {
                 moe.shared_width = 2048 * moe.shared_width.min(1);
             }
             job.training.sequence = 4096;
-            job.training.recompute = Recompute { norms: true, mla_up: true, swiglu: true };
+            job.training.recompute = Recompute { norms: true, mla_up: true, swiglu: true, layer: false };
             // Two nodes share the experts where four GPUs do.
             job.cluster.gpus_per_node = 2;
             job.cluster.nodes = 256;

@@ -132,7 +132,7 @@ impl Body {
                     Step::Pair(lane, _) if forward => add(Step::F(lane)),
                     Step::Pair(_, lane) if backward => {
                         let costs = &model.lanes[lane as usize];
-                        match costs.b < costs.i + costs.w {
+                        match costs.b < costs.i + costs.w || costs.held.added() > 0 {
                             true => add(Step::B(lane)),
                             false => [Step::I(lane), Step::W(lane)].into_iter().for_each(add),
                         }
