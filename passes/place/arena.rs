@@ -7,8 +7,8 @@ use crate::ir::{Action, ChunkId, Component, Layout, Phase, Program};
 use crate::plan::{ALIGNMENT, Item, Pair, PlanRank, PlanStage, aligned};
 use crate::units::Bytes;
 
-/// How much the search for places works, over all ranks, where several plans are compared: some tenths of a second.
-pub const BRIEFLY: u64 = 100_000_000;
+/// How much the search for places works, over all ranks, where several plans are compared: some hundredths of a second.
+pub const BRIEFLY: u64 = 10_000_000;
 
 /// How much it works on the plan that is kept: seconds where blocks are few, large and of many sizes.
 pub const AT_LENGTH: u64 = 1_000_000_000;
