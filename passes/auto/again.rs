@@ -41,17 +41,34 @@ pub fn better(
     limits: &Limits,
 ) -> Result<Option<Vec<Recompute>>> {
     let problem = chunks.problem(job);
-    let mut best = within.unwrap_or(Nanos(u64::MAX));
-    // Where the plan that was tried needs too much beside its chunks, another may need less.
-    let Some(memory) = room.memory(chunks).or_else(|| Room::new(job, chunks).memory(chunks)) else { return Ok(None) };
+    let within = within.unwrap_or(Nanos(u64::MAX));
     let free = makespan(&problem, limits)?;
-    if free + Nanos(free.0 / LONGER) >= best {
+    if free + Nanos(free.0 / LONGER) >= within {
         return Ok(None);
     }
     let levels = levels(job, chunks);
+    // Where the plan that was tried needs much beside its chunks, another may need less.
+    let rooms = [room.memory(chunks), Room::new(job, chunks).memory(chunks)];
+    for memory in rooms.into_iter().flatten() {
+        let chosen = shortest(&problem, &memory, &levels, within, limits);
+        if let Some(chosen) = chosen {
+            return Ok(Some(chosen.into_iter().map(|level| levels[level].recompute).collect()));
+        }
+    }
+    Ok(None)
+}
+
+/// The level of each stage that gives a timetable shorter than `best`, as far as going up finds one.
+fn shortest(
+    problem: &Problem,
+    memory: &Memory,
+    levels: &[Level],
+    mut best: Nanos,
+    limits: &Limits,
+) -> Option<Vec<usize>> {
     let mut chosen = vec![0; problem.stages.len()];
     let mut found = false;
-    let sets = sets(&problem, &memory);
+    let sets = sets(problem, memory);
     loop {
         let mut next: Option<Vec<usize>> = None;
         let mut candidates = sets.iter().map(|stages| raised(&chosen, stages, levels.len() - 1)).collect::<Vec<_>>();
@@ -60,7 +77,7 @@ pub fn better(
             candidates.extend((1..levels.len()).map(|level| vec![level; chosen.len()]));
         }
         for raised in candidates {
-            let problem = with(&problem, &memory, &levels, &raised);
+            let problem = with(problem, memory, levels, &raised);
             if raised == chosen || pipeline::lower_bound(&problem) >= best {
                 continue;
             }
@@ -73,7 +90,7 @@ pub fn better(
         let Some(next) = next else { break };
         (chosen, found) = (next, true);
     }
-    Ok(found.then(|| chosen.into_iter().map(|level| levels[level].recompute).collect()))
+    found.then_some(chosen)
 }
 
 /// The levels with these stages one up.

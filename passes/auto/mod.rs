@@ -29,9 +29,6 @@ const ROUNDS: usize = 4;
 /// Timings of an action that a first look at a placement and a cut may take.
 const GLANCE: u64 = 1_000_000;
 
-/// How many placements and cuts are also looked at with stages that compute more again.
-const WORTH_RECOMPUTING: usize = 3;
-
 /// How many placements and cuts are compiled in full and searched for long, of those that are near the best at a glance.
 const FINALISTS: usize = 3;
 
@@ -59,9 +56,7 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     entries.extend(with_more_again(&entries)?);
     // Stable: of equals the first.
     entries.sort_by_key(|entry| (entry.tried.lacks, entry.tried.step));
-    let near = entries.first().map(|best| (best.tried.lacks, best.tried.step + Nanos(best.tried.step.0 / NEAR)));
-    let finalists = entries.into_iter().take(FINALISTS);
-    let finalists = finalists.filter(|entry| near.is_some_and(|near| (entry.tried.lacks, entry.tried.step) <= near));
+    let finalists = finalists(entries);
     let mut best: Option<Tried> = None;
     for entry in finalists {
         for tried in entry.in_full()? {
@@ -80,8 +75,24 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     }
 }
 
-/// With stages that compute more again, where memory is short and that promises a shorter step: of the entries with which a timetable could
-/// be shortest if memory were no question.
+/// Of the entries, the best first, those that are compiled in full: the first few, if they are near the best; and of those that lack memory
+/// at a glance but would be shorter, the one that lacks least: a longer search may make it fit.
+fn finalists(entries: Vec<Entry>) -> Vec<Entry> {
+    let Some(best) = entries.first() else { return entries };
+    let (lacks, step) = (best.tried.lacks, best.tried.step);
+    let near = step + Nanos(step.0 / NEAR);
+    let mut shorter = false;
+    let chosen = entries.into_iter().enumerate().filter(|(at, entry)| {
+        let tried = &entry.tried;
+        let is_near = (tried.lacks, tried.step) <= (lacks, near) && *at < FINALISTS;
+        let may_be_shorter = tried.lacks > lacks && tried.step < step && !std::mem::replace(&mut shorter, true);
+        is_near || may_be_shorter
+    });
+    chosen.map(|(_, entry)| entry).collect()
+}
+
+/// With stages that compute more again, where memory is short and that promises a shorter step: for each placement, of the cut with which a
+/// timetable could be shortest if memory were no question.
 fn with_more_again(entries: &[Entry]) -> Result<Vec<Entry>> {
     let fitting = entries.iter().filter(|entry| entry.tried.lacks == Bytes::ZERO);
     let shortest = fitting.map(|entry| entry.tried.step).min();
@@ -89,9 +100,13 @@ fn with_more_again(entries: &[Entry]) -> Result<Vec<Entry>> {
     let mut bounded: Vec<(Nanos, &Entry)> = entries.iter().map(|entry| (bound(entry), entry)).collect();
     bounded.retain(|(bound, _)| shortest.is_none_or(|shortest| *bound < shortest));
     bounded.sort_by_key(|(bound, _)| *bound);
-    let mut more = Vec::new();
-    for (_, entry) in bounded.into_iter().take(WORTH_RECOMPUTING) {
-        more.extend(entry.with_more_again()?);
+    let (mut more, mut seen) = (Vec::new(), Vec::new());
+    for (_, entry) in bounded {
+        let placement = entry.chunks.lowered.layout.placement;
+        if !seen.contains(&placement) {
+            seen.push(placement);
+            more.extend(entry.with_more_again()?);
+        }
     }
     Ok(more)
 }
