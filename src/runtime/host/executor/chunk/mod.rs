@@ -11,6 +11,7 @@ pub use layer::Parcels;
 use std::ops::Range;
 
 use super::Run;
+use super::rows::ByExpert;
 use super::stage::StageParameters;
 use super::world::World;
 use crate::ir::{Component, Phase, ProgramOp, Step, Tokens, Unit};
@@ -167,6 +168,10 @@ impl<'a, T: Real> Chunk<'a, T> {
             return Err("exchanges rows, though every GPU has all experts".to_owned());
         }
         let layer = &mut self.layer(op)?.layer;
+        if op.step == Step::Again {
+            // It meets the others' all the same; what it would bring is kept.
+            return Ok((0..context.world.ep).map(|_| ByExpert::new()).collect());
+        }
         match (op.component, op.phase) {
             (Component::Dispatch, Phase::F) => layer.dispatch(context, &tokens),
             (Component::Combine, Phase::F) => layer.combine(context, tokens),
@@ -180,6 +185,9 @@ impl<'a, T: Real> Chunk<'a, T> {
     pub fn receive(&mut self, op: &ProgramOp, from: Parcels<T>) -> Run<()> {
         let tokens = self.tokens(op)?;
         let layer = &mut self.layer(op)?.layer;
+        if op.step == Step::Again {
+            return Ok(());
+        }
         match (op.component, op.phase) {
             (Component::Dispatch, Phase::F) => layer.dispatched(tokens, from),
             (Component::Combine, Phase::F) => layer.combined(tokens, from),
