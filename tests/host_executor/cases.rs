@@ -230,7 +230,7 @@ pub fn close(what: &str, ours: &Tensors, theirs: &Tensors) -> Result<(), String>
 }
 
 /// Of the reference.
-fn of_model(model: &Model<f64>) -> Tensors<'_> {
+pub fn of_model(model: &Model<f64>) -> Tensors<'_> {
     model.tensors("").into_iter().map(|(name, tensor)| (name, &tensor.values)).collect()
 }
 

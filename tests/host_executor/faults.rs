@@ -6,7 +6,7 @@ use crate::cases::{Case, Heads, Kind, by_name, close, exact, executor};
 use crate::plan_edit::{at, insert, remove, replace, swap};
 use dualweave::ir::{Component, Phase};
 use dualweave::job::training::ScheduleKind;
-use dualweave::plan::{Plan, Task};
+use dualweave::plan::{Plan, RingOf, Task};
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::executor::{Executor, Gpu, Order};
 use dualweave::runtime::host::parameters::{Parameters as _, Role};
@@ -147,6 +147,39 @@ fn slots_are_not_overwritten() {
     );
     let none = error(&ONE_F_ONE_B, |plan| plan.ranks[0].rings.clear());
     says(&none, &["F(0,0): needs a slot of Outbox(1), which the rank has not"]);
+}
+
+/// What lies where something else is still needed is missed when that is read, at the latest; and nothing lies where it cannot.
+#[test]
+fn blocks_are_not_overwritten() {
+    let plan = &*ONE_F_ONE_B;
+    let [first, second] = [Task::F(0, 0), Task::F(0, 1)].map(|task| at(plan, 0, task));
+    let place = plan.ranks[0].items[first].2[0];
+    let onto = error(plan, |plan| plan.ranks[0].items[second].2[0] = place);
+    says(&onto, &["rank 0, replica", "B(0,0): needs f_to_", "of chunk (0,0)", "of chunk (0,1) has overwritten"]);
+    let exchange = error(plan, |plan| plan.ranks[0].exchange = place);
+    says(&exchange, &["F(0,0): needs f_to_", "of which the exchange buffer of chunk (0,0) has overwritten"]);
+    let ring = error(plan, |plan| {
+        plan.ranks[0].rings.iter_mut().filter(|ring| ring.of == RingOf::Inbox(1)).for_each(|ring| ring.at = place);
+    });
+    says(&ring, &["B(0,0): needs f_to_", "the gradient of I(1,0) in slot 0 of Inbox(1) has overwritten"]);
+    let both = error(plan, |plan| {
+        let rings = &mut plan.ranks[0].rings;
+        let inbox = rings.iter().find(|ring| ring.of == RingOf::Inbox(1)).expect("an inbox").at;
+        rings.iter_mut().for_each(|ring| ring.at = inbox);
+    });
+    says(&both, &["in slot 0 of", "has overwritten"]);
+    let outside = error(plan, |plan| plan.ranks[0].arena.0 = place.0);
+    says(&outside, &["F(0,0): writes f_to_", &format!("but the arena has {}", place.0)]);
+    let between = error(plan, |plan| plan.ranks[0].items[first].2[0].0 += 128);
+    says(&between, &["F(0,0): writes f_to_", "no multiple of 256"]);
+    let fewer = error(plan, |plan| _ = plan.ranks[0].items[first].2.pop());
+    says(&fewer, &["F(0,0): lists", "places, but takes f_to_"]);
+    let small = error(plan, |plan| plan.ranks[1].rings.iter_mut().for_each(|ring| ring.bytes.0 -= 1));
+    says(
+        &small,
+        &["rank 1", "RecvAct(0,0) from rank 0: writes the activation of F(0,0), of", "into a slot of Inbox(0) of"],
+    );
 }
 
 /// Takes ops out of all programs.

@@ -1,12 +1,14 @@
 //! Runs a plan: one thread for each GPU, tensors that really move between them, and the arithmetic of [`super::unit`].
 //!
 //! The plan is taken at its word ([`crate::plan::Plan`]): streams, events, rendezvous, rings. Where it is wrong, an op finds what
-//! it reads missing, a slot is overwritten, or all GPUs wait; each is an error that says where. A plan that is right gives the
-//! same bits in whatever order its streams and events allow.
+//! it reads missing, a slot or a block of the arena is overwritten, or all GPUs wait; each is an error that says where. A plan that is
+//! right gives the same bits in whatever order its streams and events allow.
 //!
 //! `world` says who is where; `rank` is what one GPU does, `running` one of its programs; `chunk` are the ops, `rows` what experts
-//! get; `fabric` and `rings` carry what moves; `sync` is the end of a step. There is no tensor parallelism here.
+//! get; `fabric` and `rings` carry what moves; `arena` follows where everything lies; `sync` is the end of a step. There is no tensor
+//! parallelism here.
 
+mod arena;
 pub mod checkpoint;
 mod chunk;
 pub mod compare;
@@ -17,6 +19,7 @@ mod rings;
 mod rows;
 mod running;
 mod stage;
+mod stamps;
 mod sync;
 mod world;
 

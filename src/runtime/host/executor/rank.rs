@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Run;
+use super::arena::Arena;
 use super::chunk::{Chunk, Context};
 use super::fabric::{Board, Fabric, Look};
 use super::order::Chooser;
@@ -56,6 +57,7 @@ pub struct Worker<'a, T> {
     ended: Vec<bool>,
     running: Option<Running<'a>>,
     rings: Rings<T>,
+    arena: Arena<'a>,
     chunks: BTreeMap<ChunkId, Chunk<'a, T>>,
     /// Chunks whose W has ended.
     done: BTreeSet<ChunkId>,
@@ -106,6 +108,7 @@ impl<'a, T: Real> Worker<'a, T> {
             ended: vec![false; rank.items.len()],
             running: None,
             rings: Rings::new(rank),
+            arena: Arena::new(shared.plan, rank),
             chunks: BTreeMap::new(),
             done: BTreeSet::new(),
             updated: BTreeSet::new(),
@@ -225,7 +228,10 @@ impl<'a, T: Real> Worker<'a, T> {
 
     fn make(&mut self, Move { item, kind }: Move) -> Run<()> {
         match kind {
-            MoveKind::Start => self.start(item),
+            MoveKind::Start => {
+                self.start(item)?;
+                self.arena.start(item, &self.shared.uses[self.gpu.rank as usize][item])
+            }
             MoveKind::Op(op) => self.op(op),
             MoveKind::Receive(op) => self.receive(op),
             MoveKind::End => {
@@ -293,6 +299,7 @@ impl<'a, T: Real> Worker<'a, T> {
         let shared = self.shared;
         let task = self.items[item].0;
         let uses = &shared.uses[self.gpu.rank as usize][item];
+        self.arena.end(item, uses)?;
         match task {
             Task::SendAct(..) | Task::SendGrad(..) => {
                 uses.read.iter().for_each(|&value| self.rings.release(value));
@@ -377,6 +384,7 @@ impl<'a, T: Real> Worker<'a, T> {
         let (context, chunk, gradients) = self.context(id)?;
         if program_op.work.is_exchange() {
             let parcels = chunk.send(&context, program_op)?;
+            self.arena.start_exchange(id)?;
             fabric.post(gpu, &exchange, parcels);
             self.running.as_mut().ok_or("does not run")?.sent(op);
             return Ok(());
@@ -391,6 +399,7 @@ impl<'a, T: Real> Worker<'a, T> {
         let running = self.running.as_mut().ok_or("does not run")?;
         let (id, program_op) = (running.chunk_of(op)?, running.op(op));
         running.end(op);
+        self.arena.end_exchange(id)?;
         let parcels = self.shared.fabric.collect(self.gpu, &exchange_name(id, program_op))?;
         self.chunk(id)?.receive(program_op, parcels)
     }

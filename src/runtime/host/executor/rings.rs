@@ -44,8 +44,10 @@ impl fmt::Display for Message {
 /// A message in a slot of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Value {
-    ring: RingOf,
-    slot: usize,
+    /// Of the GPU.
+    pub ring: RingOf,
+    /// Of the ring.
+    pub slot: usize,
     /// What it is.
     pub message: Message,
 }
