@@ -36,7 +36,8 @@ pub fn aligned(bytes: Bytes) -> Bytes {
 /// A compute item runs its chunk program on the rank's compute and communication streams, and has ended when both have.
 /// `Send` and `Recv` are rendezvous: the k-th send from one rank to another meets the k-th receive there, starts when
 /// both have been reached, and ends on both sides at once. `ReduceGrads(s)` and `GatherParams(s)` are met by all ranks
-/// that hold stage s in the same way.
+/// that hold stage s in the same way. Gradients are clipped by the norm of all of them, so an `Update` also waits for the end of every
+/// `ReduceGrads` on any rank.
 ///
 /// # Memory
 /// Beside the parameters, gradients and optimizer state of its stages each rank has one *arena* ([`PlanRank::arena`]). All that it

@@ -1,7 +1,10 @@
-//! Rule `completeness`: every layer is in one stage; every chunk is run forward and backward once, on its rank; every stage
+//! Rule `completeness`: every unit of the model is in one stage; every chunk is run forward and backward once, on its rank; every stage
 //! is reduced, updated and, where that moves data, gathered once on each rank that holds it.
 
+use std::collections::BTreeSet;
+
 use crate::ir::{ChunkId, Unit, Work};
+use crate::job::model::Layers;
 use crate::plan::{Plan, Task};
 
 use super::rank::{Deed, deeds};
@@ -16,12 +19,13 @@ pub fn check(plan: &Plan, report: &mut Report) {
     synchronisation(plan, report);
 }
 
-/// The units of all stages, one after the other, are those of a model: the embedding, layers 0, 1, 2, …, MTP modules
+/// The units of all stages, one after the other, are those of the plan's model: the embedding, layers 0, 1, 2, …, MTP modules
 /// 0, 1, …, and the head.
 fn model(plan: &Plan, report: &mut Report) {
     let units = || (0..).zip(&plan.stages).flat_map(|(stage, held)| held.units.iter().map(move |&unit| (stage, unit)));
     let count = units().count();
     let (mut layers, mut modules) = (0_u32, 0_u32);
+    let mut in_order = true;
     for (place, (stage, unit)) in (1..).zip(units()) {
         let expected = match unit {
             _ if place == 1 => Some(Unit::Embedding),
@@ -32,6 +36,7 @@ fn model(plan: &Plan, report: &mut Report) {
             _ => None,
         };
         if expected != Some(unit) {
+            in_order = false;
             report.add(RULE, || {
                 let message = match expected {
                     Some(expected) => format!("has unit `{unit}` where `{expected}` of the model should be"),
@@ -49,6 +54,45 @@ fn model(plan: &Plan, report: &mut Report) {
     }
     if count == 1 {
         report.add(RULE, || Violation::rank(RULE, holder(plan, 0), "the model", "has no head".to_owned()));
+    }
+    // Beyond that, numbers of layers are no numbers of the model.
+    if in_order && count > 1 {
+        same_model(plan, units(), [layers, modules], report);
+    }
+}
+
+/// Whether units that are those of a model are those of the plan's. They have so many layers and MTP modules.
+fn same_model(plan: &Plan, units: impl Iterator<Item = (u32, Unit)>, [layers, modules]: [u32; 2], report: &mut Report) {
+    let with_experts = plan.model.moe.as_ref().map(|moe| &moe.layers);
+    let listed: BTreeSet<u32> = match with_experts {
+        Some(Layers::Only(layers)) => layers.iter().copied().collect(),
+        _ => BTreeSet::new(),
+    };
+    let has_experts = |layer: u32| match with_experts {
+        None => false,
+        Some(Layers::All) => true,
+        Some(Layers::From(first)) => layer >= *first,
+        Some(Layers::Only(_)) => listed.contains(&layer),
+    };
+    for (stage, unit) in units {
+        let wrong = match unit {
+            Unit::Dense(layer) if layer < plan.model.layers && has_experts(layer) => "has experts",
+            Unit::Moe(layer) if layer < plan.model.layers && !has_experts(layer) => "has none",
+            _ => continue,
+        };
+        report.add(RULE, || {
+            let message = format!("has unit `{unit}`, but that layer of the model {wrong}");
+            Violation::rank(RULE, holder(plan, stage), format!("stage {stage}"), message)
+        });
+    }
+    for (what, there, wanted) in
+        [("layers", layers, plan.model.layers), ("MTP modules", modules, plan.model.mtp_layers)]
+    {
+        if there != wanted {
+            report.add(RULE, || {
+                Violation::plan(RULE, "the model", format!("has {wanted} {what}, but the stages have {there}"))
+            });
+        }
     }
 }
 

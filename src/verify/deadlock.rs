@@ -1,11 +1,12 @@
 //! Rule `deadlock`: no items wait for each other in a circle, over all ranks.
 //!
 //! An item waits for the one before it on its stream and for those in its `after`. Items that meet start together, so they
-//! are one node of the graph. If it has no cycle, then at every moment some item that has not ended can run.
+//! are one node of the graph; that every stage is reduced, for which every `Update` waits, is a node too. If it has no cycle,
+//! then at every moment some item that has not ended can run.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::plan::{Plan, StreamId};
+use crate::plan::{Plan, StreamId, Task};
 
 use super::rendezvous::At;
 use super::report::{Report, Rule, Violation};
@@ -17,9 +18,16 @@ const NAMED: usize = 16;
 pub fn check(plan: &Plan, met: &[(At, At)], report: &mut Report) {
     let graph = Graph::new(plan, met);
     let stuck = graph.stuck();
-    let circle = graph.circle(&stuck);
+    let mut circle = graph.circle(&stuck);
+    // It is told from an item.
+    if circle.first().is_some_and(|&(waiting, _)| waiting == graph.all_reduced) {
+        circle.rotate_left(1);
+    }
     let (Some(&(first, _)), Some(&(_, last))) = (circle.first(), circle.last()) else { return };
     let name = |item: usize| {
+        if item == graph.all_reduced {
+            return "the reduction of all stages".to_owned();
+        }
         let (rank, index) = graph.at(item);
         format!("{} (rank {rank}, item {index})", plan.ranks[rank as usize].items[index].0)
     };
@@ -39,15 +47,18 @@ pub fn check(plan: &Plan, met: &[(At, At)], report: &mut Report) {
             _ if last != first => text.push_str(", which meets this item"),
             _ => {}
         }
-        let never = graph.node.iter().filter(|&&node| stuck[node]).count();
+        let never = graph.node[..graph.all_reduced].iter().filter(|&&node| stuck[node]).count();
         text.push_str(&format!("; {never} items never start"));
         let (rank, item) = graph.at(first);
         Violation::item(Rule::Deadlock, plan, rank, item, text)
     });
 }
 
-/// Items of all ranks, numbered through. Those that meet share a node: the smallest of their numbers.
+/// Items of all ranks, numbered through, and behind them that all stages are reduced. Items that meet share a node: the smallest of
+/// their numbers.
 struct Graph {
+    /// The number that comes behind the items': it waits for each `ReduceGrads`.
+    all_reduced: usize,
     /// Number of each rank's first item.
     first: Vec<usize>,
     /// Node of each item.
@@ -94,7 +105,7 @@ impl Graph {
             first.push(items);
             items += rank.items.len();
         }
-        let mut node: Vec<usize> = (0..items).collect();
+        let mut node: Vec<usize> = (0..=items).collect();
         for &(a, b) in met {
             let number = |(rank, item): At| first[rank as usize] + item;
             // Every item meets only items whose pairs come with the same first one.
@@ -104,15 +115,23 @@ impl Graph {
             node[b] = least;
         }
         let mut waits = Vec::new();
-        for (rank, &first) in plan.ranks.iter().zip(&first) {
+        for ((rank_number, rank), &first) in (0..).zip(&plan.ranks).zip(&first) {
+            // What is reduced twice, or elsewhere, is `completeness`'s to report.
+            let mut reduced: BTreeSet<u32> = BTreeSet::new();
+            let mut counts = |stage| plan.layout.holders(stage).contains(&rank_number) && reduced.insert(stage);
             let mut last: BTreeMap<StreamId, usize> = BTreeMap::new();
             for (number, item) in (first..).zip(&rank.items) {
                 waits.extend(last.insert(item.0.stream(), number).map(|before| (number, before)));
                 waits.extend(item.1.iter().map(|&after| (number, first + after as usize)));
+                match item.0 {
+                    Task::ReduceGrads(stage) if counts(stage) => waits.push((items, number)),
+                    Task::Update(_) => waits.push((number, items)),
+                    _ => {}
+                }
             }
         }
-        let waits = Lists::new(items, waits.iter().map(|&wait: &(usize, usize)| (node[wait.0], wait)));
-        Self { first, node, waits }
+        let waits = Lists::new(items + 1, waits.iter().map(|&wait: &(usize, usize)| (node[wait.0], wait)));
+        Self { all_reduced: items, first, node, waits }
     }
 
     /// Rank and index of an item.

@@ -38,7 +38,7 @@ pub fn op_name(program: usize, index: usize, op: &ProgramOp) -> String {
 
 /// Checks every program under every stage or pair that refers to it.
 pub fn check(plan: &Plan, report: &mut Report) {
-    let modules_have_experts = modules_have_experts(plan);
+    let modules_have_experts = plan.model.mtp_is_moe();
     // Stages with the same kinds of units, computed again or not, ask the same of a program; each question is asked once.
     let mut numbers = BTreeMap::new();
     let mut classes: Vec<usize> = Vec::with_capacity(plan.stages.len());
@@ -55,23 +55,6 @@ pub fn check(plan: &Plan, report: &mut Report) {
             question.check(plan, modules_have_experts, report);
         }
     }
-}
-
-/// Whether MTP modules are layers with experts, which their name does not tell: they are as soon as one dispatches.
-fn modules_have_experts(plan: &Plan) -> bool {
-    let mut dispatches = BTreeSet::new();
-    for (number, program) in (0..).zip(&plan.programs) {
-        let ops = program.ops.iter().filter(|op| op.component == Component::Dispatch);
-        dispatches.extend(ops.map(|op| (number, op.phase, op.unit)));
-    }
-    questions(plan).any(|question| {
-        let stages = [Phase::F, Phase::I].into_iter().zip(question.stages);
-        stages.filter_map(|(phase, stage)| Some((phase, stage?))).any(|(phase, stage)| {
-            let units = (0..).zip(&plan.stages[stage as usize].units);
-            let mut modules = units.filter(|(_, unit)| matches!(unit, Unit::Mtp(_)));
-            modules.any(|(unit, _)| dispatches.contains(&(question.program, phase, unit)))
-        })
-    })
 }
 
 /// A program, and the stage whose F, I and W it should run.

@@ -18,6 +18,7 @@ const MOST_STREAMS: usize = 64;
 /// Checks the whole plan.
 pub fn check(plan: &Plan, report: &mut Report) {
     layout(plan, report);
+    origin(plan, report);
     if !report.is_safe() {
         return;
     }
@@ -70,6 +71,32 @@ fn layout(plan: &Plan, report: &mut Report) {
     };
     if !fits {
         refuse(format!("has {stages} stages on {ranks} ranks; placement {} needs {rule}", layout.placement));
+    }
+}
+
+/// There are GPUs that can share the experts, and tokens to train on.
+fn origin(plan: &Plan, report: &mut Report) {
+    let origin = &plan.origin;
+    let mut refuse = |message: String| report.add(RULE, || Violation::plan(RULE, "origin", message));
+    for (number, what) in [
+        (origin.dp, "data-parallel replicas"),
+        (origin.ep, "expert-parallel GPUs"),
+        (origin.tp, "tensor-parallel GPUs"),
+        (origin.micro_batch_size, "sequences in a micro-batch"),
+        (origin.sequence, "tokens in a sequence"),
+    ] {
+        if number == 0 {
+            refuse(format!("has no {what}"));
+        }
+    }
+    let experts = u64::from(plan.model.moe.as_ref().map_or(0, |moe| moe.experts));
+    let peers = u64::from(origin.dp) * u64::from(origin.tp);
+    for (number, what) in
+        [(experts, "experts".to_owned()), (peers, format!("GPUs of dp {} × tp {}", origin.dp, origin.tp))]
+    {
+        if origin.ep > 0 && !number.is_multiple_of(u64::from(origin.ep)) {
+            refuse(format!("has {} expert-parallel GPUs, which do not divide the {number} {what}", origin.ep));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Recompute, Step, Tokens,
     Unit, Work,
 };
-use dualweave::job::model::{Attention as Heads, Model, MultiHead, Precision};
+use dualweave::job::model::{Attention as Heads, Layers, Model, Moe, MultiHead, Precision};
 use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
@@ -398,6 +398,8 @@ fn plan(
     ranks: Vec<PlanRank>,
     memory: u64,
 ) -> Plan {
+    // One stage, one layer, in all of them.
+    let layers = stages.len() as u32;
     let link = LinkModel { latency: Nanos(0), byte_s: 1e9, per_sm_byte_s: 1e9, measured: vec![], copy_byte_s: 1e9 };
     let mut plan = Plan {
         version: VERSION,
@@ -406,18 +408,18 @@ fn plan(
             compiler: "by hand".to_owned(),
             cluster: "small".to_owned(),
             schedule: layout.placement.to_string(),
-            gpus: u64::from(layout.ranks),
-            dp: 1,
+            gpus: 2 * u64::from(layout.ranks),
+            dp: 2,
             ep: 2,
             tp: 1,
             micro_batch_size: 1,
             sequence: 16,
-            tokens_per_step: 16 * u64::from(layout.micro_batches),
+            tokens_per_step: 2 * 16 * u64::from(layout.micro_batches),
             model_flops_per_token: 1000,
         },
         model: Model {
             name: "small".into(),
-            layers: 2,
+            layers,
             hidden: 8,
             vocabulary: 16,
             tied_embedding: false,
@@ -432,7 +434,19 @@ fn plan(
                 window: None,
             }),
             dense_width: Some(8),
-            moe: None,
+            moe: Some(Moe {
+                experts: 2,
+                top_k: 1,
+                width: 8,
+                shared_width: 0,
+                shared_gate: false,
+                groups: 1,
+                topk_groups: 1,
+                router_bias: false,
+                balance_bias: false,
+                expert_bias: false,
+                layers: Layers::Only(vec![layers - 1]),
+            }),
             mtp_layers: 0,
             precision: Precision::default(),
         },

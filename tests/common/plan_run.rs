@@ -59,13 +59,15 @@ pub fn run(plan: &Plan, ranks: Ranks, seed: u64) -> Result<(), String> {
     }
     loop {
         let mut choices = Vec::new();
+        let all_reduced = ranks == Ranks::Apart || all_reduced(plan, &states);
         for (rank, there) in plan.ranks.iter().enumerate() {
             for item in 0..there.items.len() {
                 match states[rank][item] {
                     State::Runs => choices.push((rank, item)),
                     State::Waits => {
                         let group = &meets[&(rank, item)];
-                        if group.iter().all(|&(rank, item)| ready(plan, &states, rank, item)) {
+                        let waits = matches!(there.items[item].0, Task::Update(_)) && !all_reduced;
+                        if !waits && group.iter().all(|&(rank, item)| ready(plan, &states, rank, item)) {
                             choices.push((rank, item));
                         }
                     }
@@ -129,6 +131,12 @@ fn ready(plan: &Plan, states: &[Vec<State>], rank: usize, item: usize) -> bool {
     states[rank][item] == State::Waits
         && (0..item).all(|earlier| items[earlier].0.stream() != stream || states[rank][earlier] == State::Ended)
         && items[item].1.iter().all(|&after| states[rank][after as usize] == State::Ended)
+}
+
+/// Whether every reduction has ended.
+fn all_reduced(plan: &Plan, states: &[Vec<State>]) -> bool {
+    let items = plan.ranks.iter().zip(states).flat_map(|(rank, states)| rank.items.iter().zip(states));
+    items.into_iter().all(|(item, &state)| !matches!(item.0, Task::ReduceGrads(_)) || state == State::Ended)
 }
 
 /// An item: rank and index.

@@ -234,3 +234,20 @@ fn split_backwards_are_complete() {
     add_wait(&mut plan, 0, ReduceGrads(0), B(0, 3));
     finds(&plan, &[]);
 }
+
+/// Gradients are clipped by the norm of all of them: no stage is updated while a rank still has another one's backward before it.
+#[test]
+fn an_update_in_front_of_another_stages_backward() {
+    let mut plan = v();
+    move_before(&mut plan, 0, Task::ReduceGrads(3), Task::RecvGrad(1, 0, 1));
+    finds(&plan, &[]);
+    move_before(&mut plan, 0, Task::Update(3), Task::B(0, 1));
+    finds(
+        &plan,
+        &[
+            "rank 0, item 15, Update(3): waits in a circle: for the reduction of all stages, which waits for ReduceGrads(0) (rank 0, \
+           item 17), which waits for B(0,1) (rank 0, item 16), which waits for Update(3) (rank 0, item 15); 6 items never start \
+           [deadlock]",
+        ],
+    );
+}

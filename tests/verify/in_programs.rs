@@ -1,6 +1,7 @@
 //! Rules about chunk programs: `program-content`, `program-order`, `sms`.
 
 use dualweave::ir::{Component, Phase, ProgramOp, Step, Tokens, Unit, Work};
+use dualweave::job::model::Layers;
 use dualweave::plan::Plan;
 use dualweave::units::Bytes;
 use dualweave::verify::{Rule, verify};
@@ -308,22 +309,53 @@ fn layers_that_are_lost_or_repeated() {
     );
 }
 
-/// The name of an MTP module does not say whether it has experts; its programs do, and must agree.
+/// Of which kind each layer is, and how many there are, the plan's model says.
+#[test]
+fn stages_of_another_model() {
+    let mut plan = linear();
+    plan.model.layers = 3;
+    plan.model.mtp_layers = 1;
+    finds(
+        &plan,
+        &[
+            "the model: has 3 layers, but the stages have 2 [completeness]",
+            "the model: has 1 MTP modules, but the stages have 0 [completeness]",
+        ],
+    );
+    for layers in [Layers::All, Layers::From(0), Layers::Only(vec![0, 1])] {
+        let mut plan = linear();
+        plan.model.moe.as_mut().expect("experts").layers = layers;
+        finds(&plan, &["rank 0, stage 0: has unit `dense 0`, but that layer of the model has experts [completeness]"]);
+    }
+    let mut plan = linear();
+    plan.model.moe.as_mut().expect("experts").layers = Layers::From(1);
+    finds(&plan, &[]);
+    plan.model.moe = None;
+    finds(&plan, &["rank 1, stage 1: has unit `moe 1`, but that layer of the model has none [completeness]"]);
+}
+
+/// The name of an MTP module does not say whether it has experts: it has if the model's last layer has.
 #[test]
 fn modules_with_experts_and_without() {
     let mut plan = linear();
     plan.stages[1].units[0] = Unit::Mtp(0);
-    finds(&plan, &[]);
+    (plan.model.layers, plan.model.mtp_layers) = (1, 1);
+    let mut with_experts = plan.clone();
+    with_experts.model.moe.as_mut().expect("experts").layers = Layers::All;
+    let dense_0 = "rank 0, stage 0: has unit `dense 0`, but that layer of the model has experts [completeness]";
+    finds(&with_experts, &[dense_0]);
     let exchange =
         |plan: &Plan, program: usize| plan.programs[program].ops.iter().rposition(|op| op.work.is_exchange());
     for program in [4, 5, 6] {
         while let Some(gone) = exchange(&plan, program) {
-            assert!(program == 4 || !verify(&plan).is_safe());
+            assert!(verify(&plan).violations.iter().any(|violation| violation.rule == Rule::ProgramContent));
             // Attention and MLP are left, on one stream and in order.
             drop_op(&mut plan, program, gone as u32);
         }
     }
     finds(&plan, &[]);
+    plan.model = with_experts.model;
+    assert!(verify(&plan).violations.iter().any(|violation| violation.rule == Rule::ProgramContent));
 }
 
 /// One expert-parallel GPU has all experts: nothing is dispatched.

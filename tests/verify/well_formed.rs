@@ -1,7 +1,7 @@
 //! Rule `well-formed`, and limits on what a report lists.
 
 use dualweave::ir::Placement;
-use dualweave::plan::{Item, Pair, PlanRank, Ring, RingOf, Task};
+use dualweave::plan::{Item, Pair, Plan, PlanRank, Ring, RingOf, Task};
 use dualweave::units::Bytes;
 use dualweave::verify::{LISTED, Rule, verify};
 
@@ -32,6 +32,33 @@ fn layouts_that_do_not_fit() {
     let mut plan = linear();
     plan.version = 7;
     finds(&plan, &["layout: is of version 7 of the format, not 2 [well-formed]"]);
+}
+
+#[test]
+fn gpus_that_cannot_share_the_experts() {
+    let changed = |change: &dyn Fn(&mut Plan), expected: &[&str]| {
+        let mut plan = linear();
+        change(&mut plan);
+        finds(&plan, expected);
+    };
+    changed(&|plan| plan.origin.dp = 4, &[]);
+    changed(
+        &|plan| plan.origin.dp = 3,
+        &["origin: has 2 expert-parallel GPUs, which do not divide the 3 GPUs of dp 3 × tp 1 [well-formed]"],
+    );
+    changed(
+        &|plan| (plan.origin.ep, plan.origin.dp) = (3, 3),
+        &["origin: has 3 expert-parallel GPUs, which do not divide the 2 experts [well-formed]"],
+    );
+    for (change, what) in [
+        ((|plan| plan.origin.dp = 0) as fn(&mut Plan), "data-parallel replicas"),
+        (|plan| plan.origin.ep = 0, "expert-parallel GPUs"),
+        (|plan| plan.origin.tp = 0, "tensor-parallel GPUs"),
+        (|plan| plan.origin.micro_batch_size = 0, "sequences in a micro-batch"),
+        (|plan| plan.origin.sequence = 0, "tokens in a sequence"),
+    ] {
+        changed(&change, &[&format!("origin: has no {what} [well-formed]")]);
+    }
 }
 
 #[test]
