@@ -1,6 +1,7 @@
 //! The one error type: a message, what to do about it, and, where a file is at fault, the place in that file.
 
 use std::fmt;
+use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode, SourceSpan};
 
@@ -41,10 +42,12 @@ impl Error {
         self
     }
 
-    /// Points into the text of a file: `span` is in bytes, `label` is written under it.
+    /// Points into the text of a file: `span` is in bytes, `label` is written under it. Of lines that no terminal shows only a piece
+    /// is kept.
     #[must_use]
-    pub fn at(mut self, name: &str, text: &str, span: impl Into<SourceSpan>, label: impl Into<String>) -> Self {
-        self.0.source = Some(NamedSource::new(name, text.to_owned()));
+    pub fn at(mut self, name: &str, text: &str, span: Range<usize>, label: impl Into<String>) -> Self {
+        let (shown, span) = with_short_lines(text, span);
+        self.0.source = Some(NamedSource::new(name, shown));
         self.0.label = Some((span.into(), label.into()));
         self
     }
@@ -103,6 +106,51 @@ impl Diagnostic for Error {
     }
 }
 
+/// Longest line, in bytes, that is shown as it is. `miette` pads with [`fmt`], which counts no more than 65 535 columns and panics
+/// beyond.
+const LONGEST_LINE: usize = 1000;
+/// Bytes of a longer line that are kept in front of what is pointed to.
+const BEFORE: usize = 100;
+
+/// The text with a piece of each line that is too long, around the start of the span where it is in the line; and where the span is
+/// then. Lines keep their numbers.
+fn with_short_lines(text: &str, span: Range<usize>) -> (String, Range<usize>) {
+    if text.split('\n').all(|line| line.len() <= LONGEST_LINE) {
+        return (text.to_owned(), span);
+    }
+    let boundary = |mut at: usize| {
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let (mut shown, mut start, mut end) = (String::new(), 0, 0);
+    let mut from = 0;
+    for line in text.split_inclusive('\n') {
+        let content = from + line.strip_suffix('\n').unwrap_or(line).len();
+        let mut kept = from..content;
+        if kept.len() > LONGEST_LINE {
+            if kept.contains(&span.start) {
+                kept.start = boundary(span.start.saturating_sub(BEFORE).max(from));
+            }
+            kept.end = boundary(content.min(kept.start + LONGEST_LINE));
+        }
+        let moved = |at: usize| shown.len() + at.clamp(kept.start, kept.end) - kept.start;
+        if span.start >= from {
+            start = moved(span.start);
+        }
+        if span.end >= from {
+            end = moved(span.end);
+        }
+        shown.push_str(&text[kept]);
+        from += line.len();
+        if from > content {
+            shown.push('\n');
+        }
+    }
+    (shown, start..end)
+}
+
 /// A RON reader's error, as a diagnostic that underlines the place in `text`.
 pub fn from_ron(name: &str, text: &str, error: &ron::error::SpannedError) -> Error {
     let start = offset(text, error.span.start.line, error.span.start.col);
@@ -117,4 +165,31 @@ pub(crate) fn offset(text: &str, line: usize, column: usize) -> usize {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let rest = &text[start..];
     start + rest.char_indices().nth(column.saturating_sub(1)).map_or(rest.len(), |(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is pointed to stays what is pointed to, wherever in a long line it stands; and the error can be shown.
+    #[test]
+    fn long_lines_are_cut() {
+        let long = "é".repeat(40_000);
+        let text = format!("first\n{long}here{long}\nlast");
+        for wanted in ["first", "here", "last"] {
+            let start = text.find(wanted).expect("it is there");
+            let span = start..start + wanted.len();
+            let (shown, moved) = with_short_lines(&text, span.clone());
+            assert_eq!(&shown[moved], wanted);
+            assert_eq!(shown.lines().count(), 3);
+            assert!(shown.len() < 3 * LONGEST_LINE);
+            let error = Error::new("something is wrong").at("file", &text, span, "here");
+            assert!(format!("{:?}", miette::Report::new(error)).contains(wanted));
+        }
+        // Past the piece that is kept, and over several lines.
+        assert_eq!(with_short_lines(&text, 6..text.len()).1.start, 6);
+        let (shown, all) = with_short_lines(&text, 0..text.len());
+        assert_eq!(all, 0..shown.len());
+        assert_eq!(with_short_lines("a\nb", 2..3), ("a\nb".to_owned(), 2..3));
+    }
 }
