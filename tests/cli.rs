@@ -73,6 +73,9 @@ const READERS: [&[&str]; 7] = [
 /// One that reads a plan too, and takes its time.
 const RUN: &[&str] = &["run"];
 
+/// One that reads a file of costs.
+const COSTS: &[&str] = &["schedule", "--kind", "gpipe", "--pp", "2", "--micro-batches", "2", "--costs"];
+
 /// Every command that prints, given a plan.
 fn printers(plan: &str) -> Vec<Vec<&str>> {
     let mut all: Vec<Vec<&str>> = READERS.iter().map(|reader| [reader, &[plan][..]].concat()).collect();
@@ -406,7 +409,7 @@ fn absurd_numbers_take_no_memory() {
     }
     for endless in ["/dev/zero", "/dev/random"] {
         for command in
-            [&READERS[..], &[&["compile"], &["compare"], &["overlap"], &["overlap", "--components"]]].concat()
+            [&READERS[..], &[&["compile"], &["compare"], &["overlap"], &["overlap", "--components"], COSTS]].concat()
         {
             let output = in_shell("ulimit -v 1000000; ulimit -t 20; exec \"$@\"", &[command, &[endless]].concat());
             assert!(refused(endless, &output).contains("is a device"), "{command:?}");

@@ -228,7 +228,7 @@ fn a_bad_file_of_costs_is_refused_with_its_place() {
     let path = path.to_str().unwrap();
     let base = ["--kind", "auto", "--pp", "2", "--micro-batches", "8", "--costs", path];
     let said = refusal(&base);
-    assert!(said.contains("cannot read"), "{said}");
+    assert!(said.contains("cannot be read"), "{said}");
     for (text, expected) in [
         (&b""[..], "does not start with the line `stage,f,i,w`"),
         (b"stage,f,i\n0,1,1\n", "does not start with the line `stage,f,i,w`"),
@@ -239,7 +239,7 @@ fn a_bad_file_of_costs_is_refused_with_its_place() {
         (b"stage,f,i,w\n\n0,1,1,-1\n", "line 3: column `w` is `-1`: a cost is not negative"),
         (b"stage,f,i,w\n0,0.0,1,1\n", "line 2: column `f` must be above 0"),
         (b"stage,f,i,w\n0,1,1,1\n1,1,1,1\n2,1,1,1\n", "costs of 3 stages cannot be laid over 2 ranks"),
-        (b"stage,f,i,w\n\xff", "is not text in UTF-8"),
+        (b"stage,f,i,w\n\xff", "is not text: byte 12 is not UTF-8"),
     ] {
         fs::write(path, text).unwrap();
         let said = refusal(&base);

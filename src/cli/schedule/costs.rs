@@ -1,9 +1,9 @@
 //! What stages cost: plain numbers, the same for all, or a file with a line for each. Exact all the way.
 
-use std::fs;
 use std::path::Path;
 
 use super::decimal::Decimal;
+use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
 use crate::units::Nanos;
@@ -176,8 +176,7 @@ pub fn check_room(memory: &Memory, layout: &Layout, parts: u32) -> Result<()> {
 /// Reads a file of costs: the header `stage,f,i,w`, then a line for each stage, in order from stage 0.
 pub fn read(path: &Path) -> Result<Vec<Parts>> {
     let name = path.display().to_string();
-    let text = fs::read(path).map_err(|error| Error::new(format!("cannot read {name}: {error}")))?;
-    let text = String::from_utf8(text).map_err(|_| Error::new(format!("{name} is not text in UTF-8")))?;
+    let text = output::read(path)?;
     let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let header: Vec<&str> = lines.next().map_or(Vec::new(), |(_, line)| cells(line));
     if header != HEADER {
