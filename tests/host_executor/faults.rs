@@ -240,6 +240,9 @@ fn plans_that_cannot_be_run_are_refused() {
     says(&refused(&|plan| plan.origin.sequence = 0), &["have 0 tokens"]);
     says(&refused(&|plan| plan.model.hidden = 0), &["hidden"]);
     says(&refused(&|plan| (plan.model.hidden, plan.model.vocabulary) = (1 << 14, 1 << 23)), &["far too many"]);
+    // Nothing is allocated for replicas that only a number in the file speaks of.
+    says(&refused(&|plan| plan.origin.dp = 1 << 20), &["for 2097152 GPUs", "at most 4096"]);
+    says(&refused(&|plan| (plan.origin.dp, plan.model.hidden) = (2048, 4096)), &["far too many"]);
 }
 
 proptest! {

@@ -53,6 +53,9 @@ type Run<V> = std::result::Result<V, String>;
 /// Most parameters that are held, over all GPUs: with gradients and moments in `f64` 32 bytes each, so 128 GiB. More is a mistake.
 const MOST_PARAMETERS: u64 = 1 << 32;
 
+/// Most GPUs: each is a thread.
+const MOST_GPUS: u64 = 4096;
+
 /// Most tokens of a micro-batch of one replica: far more than attention, whose scores grow with their square, can do.
 const MOST_TOKENS: u64 = 1 << 24;
 
@@ -241,12 +244,22 @@ fn check(plan: &Plan, shape: &Shape) -> Result<()> {
     if units != shape.units() {
         return wrong("the plan's stages together are not its model");
     }
+    let gpus = ranks.saturating_mul(origin.dp.into());
+    if gpus > MOST_GPUS {
+        return Err(Error::new(format!(
+            "the plan is for {gpus} GPUs; at most {MOST_GPUS} can be threads of one computer"
+        ))
+        .help("compile the job with a smaller `--dp`"));
+    }
     let count = shape.model.parameters();
-    let parameters = count.total().saturating_add(count.mtp);
-    let copies = u64::from(origin.dp / origin.ep) * if layout.holders(0).len() > 1 { 2 } else { 1 };
-    if parameters.saturating_mul(copies) > MOST_PARAMETERS {
-        return Err(Error::new(format!("the model has {parameters} parameters, far too many to train on a CPU"))
-            .help("run a plan of a small model, such as examples/tiny"));
+    let (routed, dp) = (count.routed, u64::from(origin.dp));
+    let uncut = count.total().saturating_add(count.mtp).saturating_sub(routed);
+    let copies = if layout.holders(0).len() > 1 { 2 } else { 1 };
+    let groups = dp / u64::from(origin.ep);
+    let held = uncut.saturating_mul(dp).saturating_add(routed.saturating_mul(groups)).saturating_mul(copies);
+    if held > MOST_PARAMETERS {
+        return Err(Error::new(format!("the plan's GPUs hold {held} parameters, far too many to train on a CPU"))
+            .help("run a plan of a small model, such as examples/tiny, on few GPUs"));
     }
     Ok(())
 }
