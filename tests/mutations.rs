@@ -1,20 +1,20 @@
 //! A plan file that was edited by a careless or hostile hand: whatever it says now, every command that reads it answers,
 //! soon, and without taking memory that the file's own size does not call for.
 
+#[path = "common/dice.rs"]
+mod dice;
+#[path = "common/plan_readers.rs"]
+mod plan_readers;
+
 use std::fs;
 use std::time::{Duration, Instant};
 
-use dualweave::ir::{Action, Timetable};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Overrides, load};
 use dualweave::passes::compile;
-use dualweave::plan::Plan;
-use dualweave::sim::memory::memory;
-use dualweave::sim::{check_references, simulate};
-use dualweave::verify::verify;
-use dualweave::view::chart::{Bar, Row, render};
-use dualweave::view::perfetto;
-use dualweave::view::simulation::{Simulated, rank_text, to_json, to_text};
+
+use dice::Dice;
+use plan_readers::{Reached, everything};
 
 /// Edits that are tried on each plan.
 const EDITS: u64 = 600;
@@ -36,19 +36,6 @@ const STRANGE: [&str; 12] = [
     "-1e300",
     "NaN",
 ];
-
-/// A fixed sequence that looks random (SplitMix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) % limit.max(1) as u64) as usize
-    }
-}
 
 /// The plan of examples/tiny, cut down to three layers, under a schedule.
 fn plan_text(schedule: ScheduleKind) -> String {
@@ -105,47 +92,10 @@ fn with_strange_number(line: &str, dice: &mut Dice) -> String {
     format!("{}{}{}", &line[..number.start], STRANGE[dice.below(STRANGE.len())], &line[number.end..])
 }
 
-/// Everything that the commands do with a plan; how far it came, for the tally.
-fn everything(text: &str) -> usize {
-    let Ok(plan) = Plan::from_ron("plan.ron", text) else { return 0 };
-    let safe = verify(&plan).is_safe();
-    if check_references(&plan).is_ok() {
-        let actions = |rank: &dualweave::plan::PlanRank| rank.items.iter().filter_map(|item| item.0.action()).collect();
-        let timetable = Timetable { layout: plan.layout, ranks: plan.ranks.iter().map(actions).collect() };
-        assert!(!timetable.local_tokens().is_empty() && !timetable.stage_tokens().is_empty());
-    }
-    let Ok(simulation) = simulate(&plan) else {
-        assert!(!safe, "what is safe can be simulated");
-        return 1;
-    };
-    let memory = memory(&plan, &simulation);
-    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory };
-    for width in [1, 80] {
-        assert!(!to_text(&simulated, width).is_empty());
-        for rank in 0..plan.ranks.len() {
-            assert!(!rank_text(&simulated, rank, width).is_empty());
-        }
-    }
-    let json = to_json(&simulated, None).expect("a report");
-    assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok());
-    let rows = (0..).zip(plan.ranks.iter().zip(&simulation.ranks)).map(|(rank, (list, timing))| {
-        let actions = list.items.iter().zip(&timing.items).filter_map(|(item, span)| Some((item.0.action()?, span)));
-        let bar = |(action, span): (Action, &dualweave::sim::Span)| {
-            Bar::new(&plan.layout, rank, action, span.start, span.end)
-        };
-        Row { label: rank.to_string(), bars: actions.map(bar).collect() }
-    });
-    assert!(!render(&rows.collect::<Vec<Row>>(), simulation.pipeline, 100).is_empty());
-    let mut trace = Vec::new();
-    perfetto::write(&plan, &simulation, &mut trace).expect("memory takes everything");
-    assert!(serde_json::from_slice::<serde_json::Value>(&trace).is_ok());
-    2 + usize::from(safe)
-}
-
 /// How many edits the reader refused, the simulator refused, were simulated though unsafe, were safe.
 fn tally(schedule: ScheduleKind) -> [u64; 4] {
     let plan = plan_text(schedule);
-    assert_eq!(everything(&plan), 3, "the plan itself is safe");
+    assert!(matches!(everything(&plan), Reached::Safe), "the plan itself is safe");
     let mut dice = Dice(schedule as u64);
     let mut tally = [0; 4];
     for edit in 0..EDITS {
@@ -155,7 +105,15 @@ fn tally(schedule: ScheduleKind) -> [u64; 4] {
             panic!("edit {edit} of the plan under {schedule}:\n{text}")
         };
         assert!(start.elapsed() < SOON, "edit {edit} of the plan under {schedule} took {:?}", start.elapsed());
-        tally[reached] += 1;
+        if let Reached::Unread(error) | Reached::Unsimulated(error) = &reached {
+            assert!(!error.message().is_empty(), "edit {edit} of the plan under {schedule}");
+        }
+        tally[match reached {
+            Reached::Unread(_) => 0,
+            Reached::Unsimulated(_) => 1,
+            Reached::Unsafe => 2,
+            Reached::Safe => 3,
+        }] += 1;
     }
     tally
 }

@@ -1,15 +1,17 @@
 //! The command line: one file per subcommand. Here: parsing, exit codes, and how errors are shown.
 //!
+//! What `overlap`, `schedule` and `show` print is at hand as a text too.
+//!
 //! stdout is data, stderr is talk. Exit codes: 0 done, 1 the check said no, 2 bad usage, bad input or a failed write.
 
 mod compare;
 mod compile;
 mod export;
 mod output;
-mod overlap;
+pub mod overlap;
 mod run;
-mod schedule;
-mod show;
+pub mod schedule;
+pub mod show;
 mod simulate;
 mod verify;
 

@@ -46,10 +46,16 @@ pub struct Args {
 }
 
 /// Reports on the pair.
+pub(super) fn run(args: Args) -> Result<Verdict> {
+    output::print(&printed(&args)?)?;
+    Ok(Verdict::Yes)
+}
+
+/// What the command prints.
 ///
 /// # Errors
 /// If the job or the file of components cannot be read, does not make sense, or has nothing that overlaps.
-pub fn run(args: Args) -> Result<Verdict> {
+pub fn printed(args: &Args) -> Result<String> {
     let (title, problem, job) = match (&args.components, &args.job) {
         (Some(_), _) if args.overrides != Overrides::default() => {
             return Err(Error::new("flags of the training run say nothing about `--components`")
@@ -82,8 +88,7 @@ pub fn run(args: Args) -> Result<Verdict> {
     let of = |order: PairOrder| steady(&problem, order, args.layers).ok_or_else(|| contradiction(order));
     if args.json {
         let found = of(args.order.unwrap_or(PairOrder::Search))?;
-        output::print(&output::to_json(&json(&problem, &found))?)?;
-        return Ok(Verdict::Yes);
+        return output::to_json(&json(&problem, &found));
     }
     let orders = args.order.map_or_else(|| PairOrder::ALL.to_vec(), |order| vec![order]);
     let found = orders.into_iter().map(of).collect::<Result<Vec<_>>>()?;
@@ -92,8 +97,7 @@ pub fn run(args: Args) -> Result<Verdict> {
     if let Some(job) = job {
         text.push_str(&job.text(args.layers, width));
     }
-    output::print(&text)?;
-    Ok(Verdict::Yes)
+    Ok(text)
 }
 
 /// Reads a file of components.

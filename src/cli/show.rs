@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 /// Runs it.
-pub fn run(args: Args) -> Result<Verdict> {
+pub(super) fn run(args: Args) -> Result<Verdict> {
     let plan = Plan::from_ron(&args.plan.display().to_string(), &output::read(&args.plan)?)?;
     let simulation = simulate(&plan)?;
     let width = args.width.map(usize::from).or_else(output::terminal_width).unwrap_or(PIPED_WIDTH);
@@ -35,7 +35,7 @@ pub fn run(args: Args) -> Result<Verdict> {
 }
 
 /// The chart ends with the last action; what gradients and optimizer add is said, not drawn.
-fn chart(plan: &Plan, simulation: &Simulation, width: usize) -> String {
+pub fn chart(plan: &Plan, simulation: &Simulation, width: usize) -> String {
     let origin = &plan.origin;
     let after = simulation.step.saturating_sub(simulation.pipeline);
     let mut title =

@@ -120,19 +120,26 @@ struct Answer {
 }
 
 /// Runs it.
-pub fn run(args: Args) -> Result<Verdict> {
+pub(super) fn run(args: Args) -> Result<Verdict> {
+    output::print(&printed(&args)?)?;
+    Ok(Verdict::Yes)
+}
+
+/// What the command prints.
+///
+/// # Errors
+/// If the file of costs cannot be read, or there is no such timetable.
+pub fn printed(args: &Args) -> Result<String> {
     let answer = match args.kind.placement() {
-        Some(placement) => published(&args, placement)?,
-        None => searched(&args)?,
+        Some(placement) => published(args, placement)?,
+        None => searched(args)?,
     };
-    let text = match args.format {
+    Ok(match args.format {
         Format::Tokens => answer.timetable.local_tokens(),
         Format::Stage => answer.timetable.stage_tokens(),
-        Format::Chart => report::chart(&args, &answer)?,
-        Format::Json => report::json(&args, &answer)?,
-    };
-    output::print(&text)?;
-    Ok(Verdict::Yes)
+        Format::Chart => report::chart(args, &answer)?,
+        Format::Json => report::json(args, &answer)?,
+    })
 }
 
 /// The schedule that is asked for, which has this placement.
