@@ -43,7 +43,7 @@ impl<B: Copy + PartialEq> Stamps<B> {
     /// The last of these bytes, written as one by `by`, that someone else has written since, and who did.
     pub fn overwritten(&self, bytes: &Range<u128>, by: B) -> Option<(Range<u128>, B)> {
         let last_first = self.written.range(..bytes.end).rev();
-        let here = last_first.take_while(|(_, (end, _))| *end > bytes.start);
+        let here = last_first.take_while(|(_, (end, _))| *end > bytes.start && !bytes.is_empty());
         let mut others = here.filter(|(_, (_, other))| *other != by);
         others.next().map(|(&start, &(end, other))| (start.max(bytes.start)..end.min(bytes.end), other))
     }
