@@ -144,7 +144,7 @@ fn plans_that_are_not_safe_or_not_small_are_refused() {
     let unsafe_plan = refused("(F(0,0),", "(F(0,1),");
     assert!(unsafe_plan.contains("the plan is not safe to run") && unsafe_plan.contains("dualweave verify plan.ron"));
     let other_model = refused("layers: 4,", "layers: 5,");
-    assert!(other_model.contains("the plan's stages together are not its model"), "{other_model}");
+    assert!(other_model.contains("the model: has 5 layers, but the stages have 4"), "{other_model}");
     let sharded = folder_with_plan(&["--tp", "2", "--dp", "1"]);
     assert!(refusal(sharded.path(), &[]).contains("tensor parallelism over 2 GPUs"));
 }

@@ -163,12 +163,10 @@ fn blocks_are_not_overwritten() {
         plan.ranks[0].rings.iter_mut().filter(|ring| ring.of == RingOf::Inbox(1)).for_each(|ring| ring.at = place);
     });
     says(&ring, &["B(0,0): needs f_to_", "the gradient of I(1,0) in slot 0 of Inbox(1) has overwritten"]);
-    let both = error(plan, |plan| {
-        let rings = &mut plan.ranks[0].rings;
-        let inbox = rings.iter().find(|ring| ring.of == RingOf::Inbox(1)).expect("an inbox").at;
-        rings.iter_mut().for_each(|ring| ring.at = inbox);
+    let outbox = error(plan, |plan| {
+        plan.ranks[0].rings.iter_mut().filter(|ring| ring.of == RingOf::Outbox(1)).for_each(|ring| ring.at = place);
     });
-    says(&both, &["in slot 0 of", "has overwritten"]);
+    says(&outbox, &["F(0,0): needs f_to_", "the activation of F(0,0) in slot 0 of Outbox(1) has overwritten"]);
     let outside = error(plan, |plan| plan.ranks[0].arena.0 = place.0);
     says(&outside, &["F(0,0): writes f_to_", &format!("but the arena has {}", place.0)]);
     let between = error(plan, |plan| plan.ranks[0].items[first].2[0].0 += 128);
