@@ -18,12 +18,15 @@ use dualweave::verify::{Rule, verify};
 mod cases;
 #[path = "host_mutations/change.rs"]
 mod change;
+#[path = "common/dice.rs"]
+mod dice;
 #[path = "host_runtime/shapes.rs"]
 #[allow(dead_code, reason = "other tests have more kinds of models")]
 mod shapes;
 
 use cases::{Case, Heads, Kind, by_name, close, exact, of_model, scatter};
-use change::{Dice, KINDS};
+use change::KINDS;
+use dice::Dice;
 
 /// Changes of each kind to each plan.
 const CHANGES: usize = 18;

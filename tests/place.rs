@@ -2,6 +2,9 @@
 
 #[path = "sim/fixture.rs"]
 mod fixture;
+#[path = "host_runtime/shapes.rs"]
+#[allow(dead_code, reason = "other tests have more kinds of models")]
+mod shapes;
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,9 @@ mod plan_by_hand;
 mod plan_edit;
 #[path = "common/plan_run.rs"]
 mod plan_run;
+#[path = "host_runtime/shapes.rs"]
+#[allow(dead_code, reason = "other tests have more kinds of models")]
+mod shapes;
 
 #[path = "verify/arena.rs"]
 mod arena;

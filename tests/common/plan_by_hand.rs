@@ -7,11 +7,12 @@ use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Recompute, Step, Tokens,
     Unit, Work,
 };
-use dualweave::job::model::{Attention as Heads, Layers, Model, Moe, MultiHead, Precision};
+use dualweave::job::model::{Attention as Heads, Layers, Model, Moe, MultiHead};
 use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
+use crate::shapes;
 use Component::{Attention, Combine, Dispatch, Embedding, Head, Mlp};
 use Phase::{F, I, W};
 
@@ -418,37 +419,18 @@ fn plan(
             model_flops_per_token: 1000,
         },
         model: Model {
-            name: "small".into(),
             layers,
             hidden: 8,
             vocabulary: 16,
-            tied_embedding: false,
-            attention: Heads::Mha(MultiHead {
-                heads: 1,
-                kv_heads: None,
-                head_dim: 8,
-                qkv_bias: false,
-                output_bias: false,
-                qk_norm: false,
-                sinks: false,
-                window: None,
-            }),
             dense_width: Some(8),
             moe: Some(Moe {
                 experts: 2,
                 top_k: 1,
                 width: 8,
-                shared_width: 0,
-                shared_gate: false,
-                groups: 1,
-                topk_groups: 1,
-                router_bias: false,
-                balance_bias: false,
-                expert_bias: false,
                 layers: Layers::Only(vec![layers - 1]),
+                ..shapes::experts()
             }),
-            mtp_layers: 0,
-            precision: Precision::default(),
+            ..shapes::base(Heads::Mha(MultiHead { head_dim: 8, ..shapes::heads(1, None) }))
         },
         machine: Machine {
             gpu: "small".to_owned(),

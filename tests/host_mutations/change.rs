@@ -5,26 +5,21 @@ use dualweave::ir::{Component, Phase, Placement, Program, ProgramOp, Step, Token
 use dualweave::plan::{ALIGNMENT, Item, Plan, PlanStage, Task};
 use dualweave::units::Bytes;
 
-/// A fixed sequence that looks random (SplitMix64).
-pub struct Dice(pub u64);
+use crate::dice::Dice;
 
-impl Dice {
-    /// A number below `limit`, which is not 0.
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
-
+/// What is drawn from lists.
+trait Draw {
     /// A place in a list; none if it is empty.
-    fn at<V>(&mut self, list: &[V]) -> Option<usize> {
-        (!list.is_empty()).then(|| self.below(list.len()))
-    }
+    fn at<V>(&mut self, list: &[V]) -> Option<usize>;
 
     fn one_of<V: Copy>(&mut self, list: &[V]) -> Option<V> {
         self.at(list).map(|at| list[at])
+    }
+}
+
+impl Draw for Dice {
+    fn at<V>(&mut self, list: &[V]) -> Option<usize> {
+        (!list.is_empty()).then(|| self.below(list.len()))
     }
 }
 

@@ -7,10 +7,12 @@ use dualweave::ir::{
     Component, Held, Kernel, Layout, Phase, Placement, Program, ProgramKind, ProgramOp, Rate, Recompute, Step, Tokens,
     Unit, Work,
 };
-use dualweave::job::model::{Attention, Model, MultiHead, Precision};
+use dualweave::job::model::{Attention, Model};
 use dualweave::machine::{Interference, LinkModel, Machine};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
+
+use crate::shapes;
 
 pub fn machine() -> Machine {
     let link =
@@ -106,27 +108,7 @@ pub fn plan(placement: Placement, micro_batches: u32, ranks: &[&[(Task, &[u32])]
             tokens_per_step: 20 * u64::from(micro_batches),
             model_flops_per_token: 1000,
         },
-        model: Model {
-            name: "none".into(),
-            layers: 2,
-            hidden: 8,
-            vocabulary: 16,
-            tied_embedding: false,
-            attention: Attention::Mha(MultiHead {
-                heads: 1,
-                kv_heads: None,
-                head_dim: 8,
-                qkv_bias: false,
-                output_bias: false,
-                qk_norm: false,
-                sinks: false,
-                window: None,
-            }),
-            dense_width: Some(8),
-            moe: None,
-            mtp_layers: 0,
-            precision: Precision::default(),
-        },
+        model: Model { name: "none".into(), ..shapes::base(Attention::Mha(shapes::heads(1, None))) },
         machine: machine(),
         layout,
         stages: vec![stage; layout.stages as usize],
