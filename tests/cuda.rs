@@ -1,0 +1,8 @@
+//! The CUDA runtime on a GPU, against the same arithmetic on the host. Without a GPU every test says that it is skipped, and why.
+//!
+//! Inputs are random, outputs are poisoned with NaN before each run, and every element of them is compared.
+
+#[path = "cuda/gpu.rs"]
+mod gpu;
+#[path = "cuda/norm.rs"]
+mod norm;
