@@ -6,5 +6,11 @@
 mod attention;
 #[path = "cuda/gpu.rs"]
 mod gpu;
+#[path = "cuda/grouped.rs"]
+mod grouped;
 #[path = "cuda/norm.rs"]
 mod norm;
+#[path = "cuda/product.rs"]
+mod product;
+#[path = "cuda/product_speed.rs"]
+mod product_speed;

@@ -47,6 +47,11 @@ impl Gpu {
         self.memory.last().expect("pushed above").all::<E>().part(0..count)
     }
 
+    /// Frees what was allocated so far.
+    pub fn release(&mut self) {
+        self.memory.clear();
+    }
+
     pub fn floats(&self, slice: Slice<Bf16>) -> Vec<f64> {
         slice.read(&self.stream).expect("results").into_iter().map(|value| f64::from(value.to_f32())).collect()
     }

@@ -33,6 +33,7 @@ macro_rules! sources {
 
 /// All sources.
 pub static SOURCES: &[Source] = sources!["norm", "attention"];
+pub static SOURCES: &[Source] = sources!["norm", "grouped"];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.
 pub const OLDEST: u32 = 80;

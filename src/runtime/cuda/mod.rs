@@ -2,7 +2,7 @@
 //!
 //! From the bottom up: [`libraries`] says what of CUDA is there; [`device`], [`stream`], [`memory`] and [`kernel`] are the driver's
 //! things with owners and lifetimes; [`compile`] makes machine code of the sources in `kernels/`; [`ops`] are typed launches, one file
-//! for each of those sources, that know shapes and check them.
+//! for each of those sources, that know shapes and check them; [`product`] has dense matrix products, which are cuBLASLt's.
 //!
 //! Only this folder calls into CUDA, so only here is there unsafe code. Everything on a device is asynchronous: an op has been
 //! *launched* when its function returns, and is ordered by its stream alone.
@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod libraries;
 pub mod memory;
 pub mod ops;
+pub mod product;
 pub mod stream;
 
 pub use device::Device;

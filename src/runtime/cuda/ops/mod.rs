@@ -4,6 +4,7 @@
 //! walks over its work in a loop is launched with as many blocks as fit there at once.
 
 pub mod attention;
+pub mod grouped;
 pub mod norm;
 
 use super::kernel::Grid;
