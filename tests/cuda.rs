@@ -2,7 +2,15 @@
 //!
 //! Inputs are random, outputs are poisoned with NaN before each run, and every element of them is compared.
 
+#[path = "cuda/exchange.rs"]
+mod exchange;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/norm.rs"]
 mod norm;
+#[path = "cuda/router.rs"]
+mod router;
+#[path = "cuda/transfer.rs"]
+mod transfer;
+#[path = "cuda/waiting.rs"]
+mod waiting;

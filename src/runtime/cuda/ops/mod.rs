@@ -3,7 +3,9 @@
 //! Matrices are row-major slices; their widths are given or follow from lengths. `sms` is how many SMs an op may use: a kernel that
 //! walks over its work in a loop is launched with as many blocks as fit there at once.
 
+pub mod exchange;
 pub mod norm;
+pub mod router;
 
 use super::kernel::Grid;
 
