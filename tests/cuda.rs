@@ -4,6 +4,8 @@
 
 #[path = "cuda/attention.rs"]
 mod attention;
+#[path = "cuda/exchange.rs"]
+mod exchange;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/grouped.rs"]
@@ -14,3 +16,9 @@ mod norm;
 mod product;
 #[path = "cuda/product_speed.rs"]
 mod product_speed;
+#[path = "cuda/router.rs"]
+mod router;
+#[path = "cuda/transfer.rs"]
+mod transfer;
+#[path = "cuda/waiting.rs"]
+mod waiting;

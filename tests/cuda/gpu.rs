@@ -15,10 +15,7 @@ pub struct Gpu {
 /// The first GPU; `None` where there is none, and then the test's output says why.
 pub fn gpu() -> Option<Gpu> {
     match Device::open(0) {
-        Ok(device) => {
-            let stream = Stream::new(&device, Priority::Low).expect("a stream");
-            Some(Gpu { device, stream, memory: Vec::new() })
-        }
+        Ok(device) => Some(Gpu::on(&device)),
         Err(error) => {
             assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
             eprintln!("skipped: {error}");
@@ -28,6 +25,12 @@ pub fn gpu() -> Option<Gpu> {
 }
 
 impl Gpu {
+    /// With a stream of its own.
+    pub fn on(device: &Arc<Device>) -> Self {
+        let stream = Stream::new(device, Priority::Low).expect("a stream");
+        Self { device: Arc::clone(device), stream, memory: Vec::new() }
+    }
+
     /// Values on the GPU.
     pub fn given<E: Element>(&mut self, values: &[E]) -> Slice<E> {
         let slice = self.room(values.len());

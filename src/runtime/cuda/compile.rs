@@ -34,6 +34,7 @@ macro_rules! sources {
 /// All sources.
 pub static SOURCES: &[Source] = sources!["norm", "attention"];
 pub static SOURCES: &[Source] = sources!["norm", "grouped"];
+pub static SOURCES: &[Source] = sources!["norm", "router", "exchange"];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.
 pub const OLDEST: u32 = 80;

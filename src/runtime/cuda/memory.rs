@@ -187,6 +187,9 @@ impl<E: Element> Slice<E> {
     /// If there are not as many.
     pub fn write(self, stream: &Stream, values: &[E]) -> Result<()> {
         assert_eq!(values.len(), self.len, "as many elements as the slice has");
+        if values.is_empty() {
+            return Ok(());
+        }
         stream.device().bind()?;
         // SAFETY: the slice has room for all values, which stay alive: the stream is waited for.
         driver("copying to the GPU", unsafe { result::memcpy_htod_async(self.address, values, stream.raw()) })?;
@@ -202,6 +205,10 @@ impl<E: Element> Slice<E> {
         E: Default,
     {
         let mut values = vec![E::default(); self.len];
+        if values.is_empty() {
+            stream.synchronize()?;
+            return Ok(values);
+        }
         stream.device().bind()?;
         // SAFETY: there is room for all; the vector stays alive until the stream has been waited for.
         driver("copying from the GPU", unsafe { result::memcpy_dtoh_async(&mut values, self.address, stream.raw()) })?;
@@ -214,6 +221,9 @@ impl<E: Element> Slice<E> {
     /// # Errors
     /// If the driver refuses.
     pub fn fill_bytes(self, stream: &Stream, byte: u8) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
         stream.device().bind()?;
         // SAFETY: the bytes of the slice.
         let set = unsafe { result::memset_d8_async(self.address, byte, self.len * E::BYTES, stream.raw()) };
@@ -229,6 +239,9 @@ impl<E: Element> Slice<E> {
     /// If there are not as many.
     pub fn copy_from(self, stream: &Stream, from: Self) -> Result<()> {
         assert_eq!(from.len, self.len, "as many elements as the slice has");
+        if self.is_empty() {
+            return Ok(());
+        }
         stream.device().bind()?;
         let bytes = self.len * E::BYTES;
         // SAFETY: both are whole slices; with unified addresses the driver knows whose they are.

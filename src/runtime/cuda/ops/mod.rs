@@ -5,7 +5,9 @@
 
 pub mod attention;
 pub mod grouped;
+pub mod exchange;
 pub mod norm;
+pub mod router;
 
 use super::kernel::Grid;
 
