@@ -2,6 +2,8 @@
 //!
 //! Inputs are random, outputs are poisoned with NaN before each run, and every element of them is compared.
 
+#[path = "cuda/bias.rs"]
+mod bias;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/norm.rs"]
