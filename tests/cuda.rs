@@ -4,6 +4,8 @@
 
 #[path = "cuda/bias.rs"]
 mod bias;
+#[path = "cuda/element.rs"]
+mod element;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/norm.rs"]

@@ -5,6 +5,7 @@
 
 pub mod bias;
 mod columns;
+pub mod element;
 pub mod norm;
 
 use super::kernel::Grid;
