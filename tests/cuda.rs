@@ -8,5 +8,9 @@ mod bias;
 mod element;
 #[path = "cuda/gpu.rs"]
 mod gpu;
+#[path = "cuda/latent.rs"]
+mod latent;
 #[path = "cuda/norm.rs"]
 mod norm;
+#[path = "cuda/rope.rs"]
+mod rope;

@@ -6,7 +6,9 @@
 pub mod bias;
 mod columns;
 pub mod element;
+pub mod latent;
 pub mod norm;
+pub mod rope;
 
 use super::kernel::Grid;
 use super::{Element, Slice};
