@@ -14,3 +14,5 @@ mod latent;
 mod norm;
 #[path = "cuda/rope.rs"]
 mod rope;
+#[path = "cuda/swiglu.rs"]
+mod swiglu;

@@ -32,7 +32,7 @@ macro_rules! sources {
 }
 
 /// All sources.
-pub static SOURCES: &[Source] = sources!["norm", "columns", "element", "bias", "rope", "latent"];
+pub static SOURCES: &[Source] = sources!["norm", "columns", "element", "bias", "rope", "latent", "swiglu"];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.
 pub const OLDEST: u32 = 80;

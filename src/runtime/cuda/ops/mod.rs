@@ -9,6 +9,7 @@ pub mod element;
 pub mod latent;
 pub mod norm;
 pub mod rope;
+pub mod swiglu;
 
 use super::kernel::Grid;
 use super::{Element, Slice};
