@@ -6,10 +6,14 @@
 mod bias;
 #[path = "cuda/element.rs"]
 mod element;
+#[path = "cuda/embedding.rs"]
+mod embedding;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/latent.rs"]
 mod latent;
+#[path = "cuda/loss.rs"]
+mod loss;
 #[path = "cuda/norm.rs"]
 mod norm;
 #[path = "cuda/rope.rs"]

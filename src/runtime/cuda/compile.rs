@@ -32,7 +32,17 @@ macro_rules! sources {
 }
 
 /// All sources.
-pub static SOURCES: &[Source] = sources!["norm", "columns", "element", "bias", "rope", "latent", "swiglu"];
+pub static SOURCES: &[Source] = sources![
+    "norm",
+    "columns",
+    "element",
+    "bias",
+    "rope",
+    "latent",
+    "swiglu",
+    "embedding",
+    "loss",
+];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.
 pub const OLDEST: u32 = 80;

@@ -6,7 +6,9 @@
 pub mod bias;
 mod columns;
 pub mod element;
+pub mod embedding;
 pub mod latent;
+pub mod loss;
 pub mod norm;
 pub mod rope;
 pub mod swiglu;
