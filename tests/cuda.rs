@@ -16,6 +16,10 @@ mod latent;
 mod loss;
 #[path = "cuda/norm.rs"]
 mod norm;
+#[path = "cuda/optimizer.rs"]
+mod optimizer;
+#[path = "cuda/reduce.rs"]
+mod reduce;
 #[path = "cuda/rope.rs"]
 mod rope;
 #[path = "cuda/swiglu.rs"]

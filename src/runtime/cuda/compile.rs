@@ -42,6 +42,8 @@ pub static SOURCES: &[Source] = sources![
     "swiglu",
     "embedding",
     "loss",
+    "optimizer",
+    "reduce",
 ];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.

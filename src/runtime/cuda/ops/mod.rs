@@ -10,6 +10,8 @@ pub mod embedding;
 pub mod latent;
 pub mod loss;
 pub mod norm;
+pub mod optimizer;
+pub mod reduce;
 pub mod rope;
 pub mod swiglu;
 
