@@ -18,6 +18,8 @@ mod loss;
 mod norm;
 #[path = "cuda/optimizer.rs"]
 mod optimizer;
+#[path = "cuda/quantise.rs"]
+mod quantise;
 #[path = "cuda/reduce.rs"]
 mod reduce;
 #[path = "cuda/rope.rs"]

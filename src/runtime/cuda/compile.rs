@@ -44,6 +44,7 @@ pub static SOURCES: &[Source] = sources![
     "loss",
     "optimizer",
     "reduce",
+    "quantise",
 ];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.

@@ -11,6 +11,7 @@ pub mod latent;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
+pub mod quantise;
 pub mod reduce;
 pub mod rope;
 pub mod swiglu;
