@@ -22,3 +22,27 @@ mod router;
 mod transfer;
 #[path = "cuda/waiting.rs"]
 mod waiting;
+#[path = "cuda/bias.rs"]
+mod bias;
+#[path = "cuda/element.rs"]
+mod element;
+#[path = "cuda/embedding.rs"]
+mod embedding;
+#[path = "cuda/gpu.rs"]
+mod gpu;
+#[path = "cuda/latent.rs"]
+mod latent;
+#[path = "cuda/loss.rs"]
+mod loss;
+#[path = "cuda/norm.rs"]
+mod norm;
+#[path = "cuda/optimizer.rs"]
+mod optimizer;
+#[path = "cuda/quantise.rs"]
+mod quantise;
+#[path = "cuda/reduce.rs"]
+mod reduce;
+#[path = "cuda/rope.rs"]
+mod rope;
+#[path = "cuda/swiglu.rs"]
+mod swiglu;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dualweave::error::Result;
 use dualweave::runtime::cuda::stream::Priority;
 use dualweave::runtime::cuda::{Bf16, Device, Element, Memory, Slice, Stream};
 
@@ -62,6 +63,21 @@ impl Gpu {
     pub fn numbers(&self, slice: Slice<f32>) -> Vec<f64> {
         slice.read(&self.stream).expect("results").into_iter().map(f64::from).collect()
     }
+
+    /// Runs an op with several numbers of SMs, the first of them twice, and asserts that results have the same bits each time. They are
+    /// poisoned before; the op itself puts back what it adds to or changes in place.
+    pub fn steady(&self, results: &[Slice<u8>], run: impl Fn(&Stream, u32) -> Result<()>) {
+        let read = |sms| {
+            results.iter().for_each(|slice| slice.fill_bytes(&self.stream, 0xff).expect("memory is filled"));
+            run(&self.stream, sms).expect("launched");
+            let bytes = results.iter().map(|slice| slice.read(&self.stream).expect("results"));
+            bytes.collect::<Vec<_>>()
+        };
+        let first = read(132);
+        for sms in [132, 5, 1] {
+            assert!(read(sms) == first, "the bits are others with {sms} SMs");
+        }
+    }
 }
 
 /// Normally distributed numbers that depend on a seed alone.
@@ -108,6 +124,9 @@ impl Random {
 
 /// bf16 has 8 bits: rounding errs by at most one part in 256, and by less than a third of that in the mean.
 pub const BF16: f64 = 3e-3;
+
+/// f32 has 24 bits, and sums of thousands lose a few of them.
+pub const F32: f64 = 3e-6;
 
 /// Asserts that results are the expected ones within `tolerance`: in the norm of the difference, and, ten times as much, in every
 /// element as part of the root mean square. NaN never passes.

@@ -35,6 +35,20 @@ macro_rules! sources {
 pub static SOURCES: &[Source] = sources!["norm", "attention"];
 pub static SOURCES: &[Source] = sources!["norm", "grouped"];
 pub static SOURCES: &[Source] = sources!["norm", "router", "exchange"];
+pub static SOURCES: &[Source] = sources![
+    "norm",
+    "columns",
+    "element",
+    "bias",
+    "rope",
+    "latent",
+    "swiglu",
+    "embedding",
+    "loss",
+    "optimizer",
+    "reduce",
+    "quantise",
+];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.
 pub const OLDEST: u32 = 80;

@@ -255,8 +255,7 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_nearest_even() {
-        for (value, rounded) in
-            [(1.0, 1.0), (1.003_906_3, 1.007_812_5), (1.003_906_25, 1.0), (-1.011_718_8, -1.015_625)]
+        for (value, rounded) in [(1.0, 1.0), (1.003_906_4, 1.007_812_5), (1.003_906_3, 1.0), (-1.011_718_8, -1.015_625)]
         {
             assert_eq!(Bf16::of(value).to_f32(), rounded, "{value}");
         }
