@@ -9,3 +9,11 @@ mod fit;
 pub mod host;
 mod messages;
 pub mod world;
+
+use std::any::Any;
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}

@@ -2,13 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dualweave::runtime::cuda::exchange::{Member, Routed, group, most_rows};
 use dualweave::runtime::cuda::ops::exchange::sum;
+use dualweave::runtime::cuda::watch::Watch;
 use dualweave::runtime::cuda::{Bf16, Device, Element, Event, Slice, device};
 
 use crate::gpu::{BF16, Gpu, Random, assert_close, gpu};
-use crate::waiting::{OnPanic, alone, release_until_ended};
+
+/// How long to wait for another member.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -180,25 +184,26 @@ impl Layer {
 
 /// All exchanges of all layers, forward and backward, without a wait between them.
 fn run(gpu: &Gpu, case: &Case, member: &mut Member, layers: &[Layer], mut random: Random) {
-    let (stream, hidden) = (&gpu.stream, case.hidden);
+    let (stream, hidden, watch) = (&gpu.stream, case.hidden, Watch::new(PATIENCE));
+    let on = (stream, &watch);
     let mut sms = || 2 + (random.bits() % 19) as u32;
     for layer in layers {
         for (part, tokens) in layer.parts.iter().zip(case.parts()) {
             let arrived = part.arrived;
-            member.dispatch(stream, sms(), layer.x.gpu, hidden, tokens, &part.routed, arrived).expect("launched");
+            member.dispatch(on, sms(), layer.x.gpu, hidden, tokens, &part.routed, arrived).expect("launched");
         }
         for part in &layer.parts {
-            member.combine(stream, sms(), part.y.gpu, hidden, &part.routed, layer.returned).expect("launched");
+            member.combine(on, sms(), part.y.gpu, hidden, &part.routed, layer.returned).expect("launched");
         }
     }
     for layer in layers.iter().rev() {
         for (part, tokens) in layer.parts.iter().zip(case.parts()) {
             let (dy, arrived) = (layer.dy.gpu, part.d_arrived);
-            member.combine_gradient(stream, sms(), dy, hidden, tokens, &part.routed, arrived).expect("launched");
+            member.combine_gradient(on, sms(), dy, hidden, tokens, &part.routed, arrived).expect("launched");
         }
         for part in &layer.parts {
             let (from, to) = ((part.dx.gpu, part.d_row_weights.gpu), (layer.d_returned, layer.d_weights));
-            member.dispatch_gradient(stream, sms(), from, hidden, &part.routed, to).expect("launched");
+            member.dispatch_gradient(on, sms(), from, hidden, &part.routed, to).expect("launched");
         }
     }
     stream.synchronize().expect("all exchanges");
@@ -288,7 +293,6 @@ fn members(gpus: &[Gpu], case: &Case) -> Vec<Member> {
 fn exchanges(devices: &[Arc<Device>], case: Case) {
     let mut gpus = gpus(devices, case.places);
     let mut members = members(&gpus, &case);
-    let flags: Vec<_> = members.iter().map(|member| Arc::clone(member.flags())).collect();
     let mut random = Random::new(case.tokens as u64);
     let choices = [Choice::Evenly, Choice::OneHot, Choice::HalfEmpty];
     let layers: Vec<Vec<Layer>> = gpus
@@ -297,11 +301,7 @@ fn exchanges(devices: &[Arc<Device>], case: Case) {
         .collect();
     std::thread::scope(|scope| {
         for (place, ((gpu, member), layers)) in gpus.iter().zip(&mut members).zip(&layers).enumerate() {
-            let flags = flags.clone();
-            scope.spawn(move || {
-                let _guard = OnPanic(flags);
-                run(gpu, &case, member, layers, Random::new(place as u64));
-            });
+            scope.spawn(move || run(gpu, &case, member, layers, Random::new(place as u64)));
         }
     });
     for layer in 0..choices.len() {
@@ -323,14 +323,12 @@ const CASES: [Case; 9] = [
 
 #[test]
 fn rows_arrive_where_they_belong_on_one_gpu() {
-    let _alone = alone();
     let Some(gpu) = gpu() else { return };
     CASES.into_iter().for_each(|case| exchanges(&[Arc::clone(&gpu.device)], case));
 }
 
 #[test]
 fn rows_arrive_where_they_belong_on_two_gpus() {
-    let _alone = alone();
     let Some(gpu) = gpu() else { return };
     if device::count().is_ok_and(|count| count < 2) {
         eprintln!("skipped: one GPU");
@@ -344,7 +342,6 @@ fn rows_arrive_where_they_belong_on_two_gpus() {
 #[test]
 fn rows_without_room_are_counted_and_left_out() {
     const CAPACITY: usize = 5;
-    let _alone = alone();
     let Some(gpu) = gpu() else { return };
     let case = Case { places: 2, experts: 4, tokens: 20, top_k: 2, hidden: 32, first: None };
     let mut gpus = gpus(&[Arc::clone(&gpu.device)], case.places);
@@ -361,18 +358,23 @@ fn rows_without_room_are_counted_and_left_out() {
             (small, gpu.poisoned(2 * CAPACITY * case.hidden))
         })
         .collect();
-    for ((member, gpu), (layer, (routed, arrived))) in members.iter_mut().zip(&gpus).zip(layers.iter().zip(&small)) {
-        let routed = Routed {
-            sources: routed.sources.part(0..CAPACITY),
-            row_weights: routed.row_weights.part(0..CAPACITY),
-            ..*routed
-        };
-        let (x, hidden) = (layer.x.gpu, case.hidden);
-        let arrived = arrived.part(0..CAPACITY * hidden);
-        member.dispatch(&gpu.stream, 4, x, hidden, 0..case.tokens, &routed, arrived).expect("launched");
-        let returned = layer.d_returned;
-        member.combine(&gpu.stream, 4, arrived, hidden, &routed, returned).expect("launched");
-    }
+    std::thread::scope(|scope| {
+        for ((member, gpu), (layer, (routed, arrived))) in members.iter_mut().zip(&gpus).zip(layers.iter().zip(&small))
+        {
+            scope.spawn(move || {
+                let routed = Routed {
+                    sources: routed.sources.part(0..CAPACITY),
+                    row_weights: routed.row_weights.part(0..CAPACITY),
+                    ..*routed
+                };
+                let (watch, x, hidden) = (Watch::new(PATIENCE), layer.x.gpu, case.hidden);
+                let (on, arrived) = ((&gpu.stream, &watch), arrived.part(0..CAPACITY * hidden));
+                member.dispatch(on, 4, x, hidden, 0..case.tokens, &routed, arrived).expect("launched");
+                member.combine(on, 4, arrived, hidden, &routed, layer.d_returned).expect("launched");
+                gpu.stream.synchronize().expect("both exchanges");
+            });
+        }
+    });
     for (place, gpu) in gpus.iter().enumerate() {
         let (rows, offsets) = case.rows(&experts, 0..case.tokens, place);
         let overflow = members[place].overflow(&gpu.stream).expect("read");
@@ -403,37 +405,19 @@ fn rows_without_room_are_counted_and_left_out() {
     check(&case, &gpus, &layers.iter().collect::<Vec<_>>());
 }
 
-/// A member whose partner never comes goes on when it is released, and writes nothing into the partner's memory, although that took
-/// part in an exchange before.
+/// A member whose partner never comes gives up, and says so.
 #[test]
-fn a_member_that_is_left_alone_can_be_released() {
-    let _alone = alone();
+fn a_member_that_is_left_alone_gives_up() {
     let Some(gpu) = gpu() else { return };
     let case = Case { places: 2, experts: 4, tokens: 20, top_k: 2, hidden: 32, first: None };
     let mut gpus = gpus(&[Arc::clone(&gpu.device)], case.places);
     let mut members = members(&gpus, &case);
-    let mut random = Random::new(8);
-    let layers: Vec<Layer> = gpus.iter_mut().map(|gpu| Layer::new(gpu, &case, Choice::Evenly, &mut random)).collect();
-    std::thread::scope(|scope| {
-        for ((gpu, member), layer) in gpus.iter().zip(&mut members).zip(&layers) {
-            let case = &case;
-            scope.spawn(move || run(gpu, case, member, std::slice::from_ref(layer), Random::new(1)));
-        }
-    });
-    let partners = [layers[1].parts[0].arrived, layers[1].returned];
-    for slice in partners {
-        slice.fill_bytes(&gpus[1].stream, 0xff).expect("filled");
-    }
-    gpus[1].stream.synchronize().expect("filled");
-    let (stream, part, hidden) = (&gpus[0].stream, &layers[0].parts[0], case.hidden);
-    let member = &mut members[0];
-    let x = layers[0].x.gpu;
-    member.dispatch(stream, 4, x, hidden, 0..case.tokens, &part.routed, part.arrived).expect("launched");
-    member.combine(stream, 4, part.arrived, hidden, &part.routed, layers[0].returned).expect("launched");
-    release_until_ended(stream, &[member.flags()]);
-    for slice in partners {
-        assert_same("the partner's memory", &slice.read(&gpus[1].stream).expect("read"), &vec![POISON; slice.len()]);
-    }
+    let layer = Layer::new(&mut gpus[0], &case, Choice::Evenly, &mut Random::new(8));
+    let watch = Watch::new(Duration::from_millis(50));
+    let (on, part) = ((&gpus[0].stream, &watch), &layer.parts[0]);
+    let alone = members[0].dispatch(on, 4, layer.x.gpu, case.hidden, 0..case.tokens, &part.routed, part.arrived);
+    let error = alone.expect_err("nobody else comes");
+    assert!(error.message().contains("has not been reached"), "{error}");
 }
 
 #[test]
@@ -475,7 +459,6 @@ fn rows_that_came_back_are_added_up() {
 #[ignore = "a measurement"]
 fn bandwidth_of_dispatch() {
     const TIMES: usize = 10;
-    let _alone = alone();
     let Some(gpu) = gpu() else { return };
     let mut devices = vec![Arc::clone(&gpu.device)];
     if device::count().is_ok_and(|count| count > 1) {
@@ -497,20 +480,28 @@ fn bandwidth_of_dispatch() {
         })
         .collect();
     for sms in [8, 20, 132] {
-        let event = || Event::new(&gpus[0].device, true).expect("an event");
-        let (start, end) = (event(), event());
-        for time in 0..=TIMES {
-            for ((gpu, member), (x, routed, arrived)) in gpus.iter().zip(&mut members).zip(&given) {
-                let (stream, tokens) = (&gpu.stream, 0..case.tokens);
-                member.dispatch(stream, sms, *x, case.hidden, tokens, routed, *arrived).expect("launched");
-            }
-            if time == 0 {
-                start.record(&gpus[0].stream).expect("recorded");
-            }
-        }
-        end.record(&gpus[0].stream).expect("recorded");
-        gpus.iter().for_each(|gpu| gpu.stream.synchronize().expect("all exchanges"));
-        let milliseconds = f64::from(end.since(&start).expect("timed")) / TIMES as f64;
+        let times: Vec<f64> = std::thread::scope(|scope| {
+            let threads = gpus.iter().zip(&mut members).zip(&given).map(|((gpu, member), (x, routed, arrived))| {
+                scope.spawn(move || {
+                    let watch = Watch::new(PATIENCE);
+                    let event = || Event::new(&gpu.device, true).expect("an event");
+                    let (start, end) = (event(), event());
+                    for time in 0..=TIMES {
+                        let (on, tokens) = ((&gpu.stream, &watch), 0..case.tokens);
+                        member.dispatch(on, sms, *x, case.hidden, tokens, routed, *arrived).expect("launched");
+                        if time == 0 {
+                            start.record(&gpu.stream).expect("recorded");
+                        }
+                    }
+                    end.record(&gpu.stream).expect("recorded");
+                    gpu.stream.synchronize().expect("all exchanges");
+                    f64::from(end.since(&start).expect("timed")) / TIMES as f64
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().expect("measured")).collect()
+        });
+        let milliseconds = times[0];
         let bytes = (case.tokens * case.top_k * case.hidden * Bf16::BYTES) as f64;
         eprintln!(
             "{} GPUs, {sms} SMs: {milliseconds:.3} ms, {:.0} GB/s written by each place, half of it to the other",

@@ -32,22 +32,23 @@ macro_rules! sources {
 }
 
 /// All sources.
-pub static SOURCES: &[Source] = sources!["norm", "attention"];
-pub static SOURCES: &[Source] = sources!["norm", "grouped"];
-pub static SOURCES: &[Source] = sources!["norm", "router", "exchange"];
 pub static SOURCES: &[Source] = sources![
-    "norm",
+    "attention",
+    "bias",
     "columns",
     "element",
-    "bias",
-    "rope",
-    "latent",
-    "swiglu",
     "embedding",
+    "exchange",
+    "grouped",
+    "latent",
     "loss",
+    "norm",
     "optimizer",
-    "reduce",
     "quantise",
+    "reduce",
+    "rope",
+    "router",
+    "swiglu",
 ];
 
 /// The oldest GPUs that the kernels are written for: compute capability 8.0.

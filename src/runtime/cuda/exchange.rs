@@ -14,16 +14,16 @@
 //! - A receive buffer is written only behind the first meeting, so after all that its owner's stream did before; and its owner passes
 //!   the second meeting only when all have written. Other streams of the owner are ordered by events, as for any op.
 //!
-//! An end carries the number of its exchange. Where a stream went on because its flags were [released](Flags::release), the ends of
-//! members that never came are of another number, and nothing is written there.
+//! An end carries the number of its exchange: to one of another number nothing is written.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::flags::{Flags, write_now};
-use super::meeting::{Meeting, meeting};
 use super::ops::exchange::{self as kernels, Back, Board, END, End, Spread};
 use super::ops::router::{MOST_CHOSEN, MOST_EXPERTS};
+use super::signals::{Meeting, meeting};
+use super::stream::Priority;
+use super::watch::Watch;
 use super::{Bf16, Device, Element, Memory, Slice, Stream};
 use crate::error::{Error, Result};
 
@@ -89,8 +89,9 @@ pub fn group(devices: &[Arc<Device>], experts: usize, tokens: usize, top_k: usiz
     let peers: Vec<u64> = boards.iter().map(|board| board.all::<u8>().address()).collect();
     let member = |(meeting, device): (Meeting, &Arc<Device>)| {
         let board = layout.board(meeting.member(), &boards[meeting.member()]);
-        write_now(device, boards[board.place].all(), &vec![0u8; layout.bytes()])?;
-        write_now(device, board.peers, &peers)?;
+        let stream = Stream::new(device, Priority::Low)?;
+        boards[board.place].all::<u8>().fill_bytes(&stream, 0)?;
+        board.peers.write(&stream, &peers)?;
         Ok(Member { meeting, board, top_k, tokens, boards: Arc::clone(&boards) })
     };
     meetings.into_iter().zip(devices).map(member).collect()
@@ -151,14 +152,14 @@ impl Member {
     /// `hidden`) there, by expert. Fills all of `routed` that is not given.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or another member does not come in time.
     ///
     /// # Panics
     /// If lengths do not fit each other.
     #[expect(clippy::too_many_arguments, reason = "what is sent, how, and where it arrives")]
     pub fn dispatch(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         x: Slice<Bf16>,
         hidden: usize,
@@ -175,9 +176,9 @@ impl Member {
             number: self.meeting.upcoming(),
         };
         kernels::announce(stream, &self.board, Some((routed.experts, routed.rows)), &end)?;
-        self.meeting.meet(stream)?;
+        self.meeting.meet(stream, watch)?;
         kernels::places(stream, &self.board, routed.capacity(), routed.offsets)?;
-        self.spread(stream, sms, x, part, (routed, routed.weights), end.number)
+        self.spread((stream, watch), sms, x, part, (routed, routed.weights), end.number)
     }
 
     /// Forward combine: the rows of `y` (capacity × `hidden`, by expert) go back to their tokens, into `returned` (all tokens ×
@@ -190,27 +191,27 @@ impl Member {
     /// If lengths do not fit each other.
     pub fn combine(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         y: Slice<Bf16>,
         hidden: usize,
         routed: &Routed,
         returned: Slice<Bf16>,
     ) -> Result<()> {
-        self.give_back(stream, sms, (y, Slice::none()), hidden, routed, (returned, Slice::none()))
+        self.give_back((stream, watch), sms, (y, Slice::none()), hidden, routed, (returned, Slice::none()))
     }
 
     /// Input gradient of combine: as [`Member::dispatch`], of the gradient `dy` (all tokens × `hidden`), to where the tokens went.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or another member does not come in time.
     ///
     /// # Panics
     /// If lengths do not fit each other.
     #[expect(clippy::too_many_arguments, reason = "what is sent, how, and where it arrives")]
     pub fn combine_gradient(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         dy: Slice<Bf16>,
         hidden: usize,
@@ -221,8 +222,8 @@ impl Member {
         let part = self.part(tokens, hidden, routed, arrived);
         let end = End { arrays: [arrived.address(), 0, 0], room: routed.capacity(), number: self.meeting.upcoming() };
         kernels::announce(stream, &self.board, None, &end)?;
-        self.meeting.meet(stream)?;
-        self.spread(stream, sms, dy, part, (routed, Slice::none()), end.number)
+        self.meeting.meet(stream, watch)?;
+        self.spread((stream, watch), sms, dy, part, (routed, Slice::none()), end.number)
     }
 
     /// Input gradient of dispatch: as [`Member::combine`], of the gradients `dx` by row (capacity × `hidden`). With each goes the
@@ -235,7 +236,7 @@ impl Member {
     /// If lengths do not fit each other.
     pub fn dispatch_gradient(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         (dx, d_row_weights): (Slice<Bf16>, Slice<f32>),
         hidden: usize,
@@ -243,7 +244,7 @@ impl Member {
         (returned, d_weights): (Slice<Bf16>, Slice<f32>),
     ) -> Result<()> {
         assert!(!d_row_weights.is_empty() || routed.capacity() == 0, "a gradient for the weight of each row");
-        self.give_back(stream, sms, (dx, d_row_weights), hidden, routed, (returned, d_weights))
+        self.give_back((stream, watch), sms, (dx, d_row_weights), hidden, routed, (returned, d_weights))
     }
 
     /// The largest number of rows of this place that had no room since this was last asked, if there was one: then the step is
@@ -258,11 +259,6 @@ impl Member {
         }
         self.board.overflow.write(stream, &[0])?;
         Ok(usize::try_from(rows).ok())
-    }
-
-    /// What its stream waits for. From any thread [`Flags::release`] ends that, should another member have failed.
-    pub fn flags(&self) -> &Arc<Flags> {
-        self.meeting.flags()
     }
 
     /// Experts of a place.
@@ -280,7 +276,7 @@ impl Member {
 
     fn spread(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         x: Slice<Bf16>,
         part: Part,
@@ -292,12 +288,12 @@ impl Member {
         let to = Spread { experts: routed.experts, rows: routed.rows, weights, source };
         let x = x.part(tokens.start * hidden..tokens.end * hidden);
         kernels::spread(stream, sms, &self.board, (x, hidden), &to, number)?;
-        self.meeting.meet(stream)
+        self.meeting.meet(stream, watch)
     }
 
     fn give_back(
         &mut self,
-        stream: &Stream,
+        (stream, watch): (&Stream, &Watch),
         sms: u32,
         (y, numbers): (Slice<Bf16>, Slice<f32>),
         hidden: usize,
@@ -313,7 +309,7 @@ impl Member {
             number: self.meeting.upcoming(),
         };
         kernels::announce(stream, &self.board, None, &end)?;
-        self.meeting.meet(stream)?;
+        self.meeting.meet(stream, watch)?;
         let back = Back {
             count: routed.offsets.part(self.local_experts()..self.local_experts() + 1),
             sources: routed.sources,
@@ -321,6 +317,6 @@ impl Member {
             per_place: self.tokens * self.top_k,
         };
         kernels::give_back(stream, sms, &self.board, (y, hidden), &back, end.number)?;
-        self.meeting.meet(stream)
+        self.meeting.meet(stream, watch)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::{Device, Slice, driver};
+use super::{Device, driver};
 use crate::error::Result;
 
 /// Work that runs in order.
@@ -69,69 +69,6 @@ impl Stream {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are alive.
         driver("waiting for an event", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
-    }
-
-    /// What is launched from now on waits until the number in memory is at least `value`, as numbers of 32 bits that wrap. No SM is
-    /// used for it.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn wait_for_flag(&self, flag: Slice<u32>, value: u32) -> Result<()> {
-        self.device.bind()?;
-        let flags = sys::CUstreamWaitValue_flags_enum::CU_STREAM_WAIT_VALUE_GEQ as u32;
-        // SAFETY: the flag is of this GPU, and lives as long as the run.
-        let waits = unsafe { sys::cuStreamWaitValue32_v2(self.raw, flag.address(), value, flags) };
-        driver("waiting for a flag", waits.result())
-    }
-
-    /// Sets each of `signals`, flags of this GPU or of others that it reaches, to `value`, after all that came before and where
-    /// whoever sees the flag sees that too; then waits for each of `awaited` as [`Stream::wait_for_flag`] does. No SM is used for it.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn signal_and_wait(&self, signals: &[Slice<u32>], awaited: &[Slice<u32>], value: u32) -> Result<()> {
-        self.device.bind()?;
-        let signals = signals.iter().map(|flag| signal(*flag, value));
-        let mut ops: Vec<_> = signals.chain(awaited.iter().map(|flag| wait(*flag, value))).collect();
-        for ops in ops.chunks_mut(MOST_FLAGS) {
-            let count = u32::try_from(ops.len()).unwrap_or(u32::MAX);
-            // SAFETY: `count` operations, which the driver copies; the flags live as long as the run.
-            let given = unsafe { sys::cuStreamBatchMemOp_v2(self.raw, count, ops.as_mut_ptr(), 0) };
-            driver("signalling and waiting for flags", given.result())?;
-        }
-        Ok(())
-    }
-}
-
-/// How many flags the driver takes in one call: fewer than 256.
-const MOST_FLAGS: usize = 255;
-
-/// Writes after a fence for the whole system, which is the driver's default.
-fn signal(flag: Slice<u32>, value: u32) -> sys::CUstreamBatchMemOpParams {
-    sys::CUstreamBatchMemOpParams {
-        writeValue: sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st {
-            operation: sys::CUstreamBatchMemOpType::CU_STREAM_MEM_OP_WRITE_VALUE_32,
-            address: flag.address(),
-            __bindgen_anon_1: sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st__bindgen_ty_1 {
-                value64: u64::from(value),
-            },
-            flags: sys::CUstreamWriteValue_flags_enum::CU_STREAM_WRITE_VALUE_DEFAULT as u32,
-            alias: 0,
-        },
-    }
-}
-
-fn wait(flag: Slice<u32>, value: u32) -> sys::CUstreamBatchMemOpParams {
-    sys::CUstreamBatchMemOpParams {
-        waitValue: sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st {
-            operation: sys::CUstreamBatchMemOpType::CU_STREAM_MEM_OP_WAIT_VALUE_32,
-            address: flag.address(),
-            __bindgen_anon_1: sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st__bindgen_ty_1 {
-                value64: u64::from(value),
-            },
-            flags: sys::CUstreamWaitValue_flags_enum::CU_STREAM_WAIT_VALUE_GEQ as u32,
-            alias: 0,
-        },
     }
 }
 

@@ -4,14 +4,12 @@
 //! walks over its work in a loop is launched with as many blocks as fit there at once.
 
 pub mod attention;
-pub mod grouped;
-pub mod exchange;
-pub mod norm;
-pub mod router;
 pub mod bias;
 mod columns;
 pub mod element;
 pub mod embedding;
+pub mod exchange;
+pub mod grouped;
 pub mod latent;
 pub mod loss;
 pub mod norm;
@@ -19,6 +17,7 @@ pub mod optimizer;
 pub mod quantise;
 pub mod reduce;
 pub mod rope;
+pub mod router;
 pub mod swiglu;
 
 use super::kernel::Grid;
@@ -31,6 +30,13 @@ pub struct Rows {
     pub most: usize,
     /// How many there are: one number on the device; [`Slice::none`]: as many as there is room for.
     pub count: Slice<u32>,
+}
+
+impl Rows {
+    /// So many, known on the host.
+    pub fn exactly(rows: usize) -> Self {
+        Self { most: rows, count: Slice::none() }
+    }
 }
 
 /// A grid for a kernel that loops over `work` pieces, one block for each, `per_sm` blocks on an SM at a time.

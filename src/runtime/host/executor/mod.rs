@@ -26,7 +26,6 @@ pub use crate::runtime::world::Gpu;
 pub use order::Order;
 pub use stage::StageParameters;
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -38,9 +37,9 @@ use super::reference::Step;
 use super::{Real, Shape};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Task};
-use crate::runtime::fit;
 use crate::runtime::messages::{Uses, uses};
 use crate::runtime::world::World;
+use crate::runtime::{fit, said};
 use fabric::Fabric;
 use order::Chooser;
 use rank::{Losses, Shared, Worker};
@@ -198,12 +197,6 @@ fn work<T: Real>(shared: &Shared<T>, gpu: Gpu, held: &mut BTreeMap<u32, HeldStag
     };
     shared.fabric.fail(Error::new(format!("{gpu}: {problem}")));
     Losses::default()
-}
-
-/// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
 
 /// Whether a plan can be run on one computer's CPU.
