@@ -125,8 +125,9 @@ fn killed(
     ];
     let mut command = Command::new(env!("CARGO_BIN_EXE_dualweave"));
     let mut run = command.current_dir(folder).args(args).stdout(Stdio::piped()).spawn().expect("the command starts");
-    let printed = BufReader::new(run.stdout.take().expect("a pipe"));
-    when(&mut printed.lines().map_while(Result::ok), &folder.join(name));
+    // Open until the end: a closed pipe would end the run before the signal does.
+    let mut printed = BufReader::new(run.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+    when(&mut printed, &folder.join(name));
     let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", run.id())]).status().expect("a shell");
     assert!(sent.success());
     assert_eq!(run.wait().expect("it ends").signal(), Some(number), "{signal}");
