@@ -58,7 +58,8 @@ pub struct Args {
     /// Text to train on, whose bytes are the tokens; by default Genesis 1 to 25.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Folder in which the training's state is kept: written at the end, and while it goes on.
+    /// Folder in which the training's state is kept: written at the end, and while it goes on. A run that is interrupted leaves the last
+    /// state whole.
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// Steps between checkpoints.
@@ -211,6 +212,9 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         progress = resume(&mut executor, path, &progress)?;
     } else if let (Some(folder), Some(path)) = (&args.checkpoint, &saved) {
         fresh(folder, path)?;
+    }
+    if let Some(folder) = &args.checkpoint {
+        output::remove_unfinished(folder)?;
     }
 
     let last = progress.steps.checked_add(args.steps).ok_or_else(|| Error::new("these are too many steps"))?;
