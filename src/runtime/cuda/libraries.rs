@@ -56,7 +56,10 @@ impl Library {
         if self.is_present() {
             return Ok(());
         }
-        let names: Vec<String> = get_lib_name_candidates(self.name());
+        let mut names: Vec<String> = get_lib_name_candidates(self.name());
+        // The list has names twice, and some that only Windows has.
+        names.retain(|name| name.starts_with(&format!("lib{}.so", self.name())));
+        names.dedup();
         let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
         let path = if path.is_empty() {
             "LD_LIBRARY_PATH is not set".to_owned()

@@ -30,8 +30,8 @@ use super::stream::Priority;
 use super::watch::Watch;
 use super::{Device, Event, Memory, Slice, Stream, device, exchange, product};
 use crate::error::{Error, Result};
+use crate::ir::Step;
 use crate::plan::{Plan, StreamId, Task, rank_streams};
-use crate::runtime::fit;
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
@@ -40,6 +40,7 @@ use crate::runtime::host::parameters::initialise;
 use crate::runtime::host::reference;
 use crate::runtime::messages::{Message, uses};
 use crate::runtime::world::{Gpu, World};
+use crate::runtime::{fit, said};
 use blocks::Block;
 use rank::{Data, Done, Rank, Shared};
 use stage::Stage;
@@ -94,6 +95,7 @@ impl Executor {
     /// suffice.
     pub fn new(plan: Plan, shape: Shape, optimizer: AdamW, seed: u64, options: &Options) -> Result<Self> {
         fit::check(&plan, &shape)?;
+        has_forms(&plan)?;
         let world = World::new(&plan);
         let devices = open(world.count(), options.gpus)?;
         let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
@@ -263,6 +265,21 @@ fn work(rank: &Rank, shared: &Shared, data: &Data, cleared: &Barrier) -> Option<
     }
 }
 
+/// Whether all ops of the plan have a form that this runtime has.
+fn has_forms(plan: &Plan) -> Result<()> {
+    for op in plan.programs.iter().flat_map(|program| &program.ops) {
+        let form = match op.step {
+            Step::Quantise => "exchanges that quantise what they send",
+            Step::Pack => "exchanges by copy engines",
+            Step::Main | Step::Shared | Step::Again if !op.tokens.is_all() => "layers that are cut along their tokens",
+            Step::Main | Step::Shared | Step::Again => continue,
+        };
+        return Err(Error::new(format!("the plan has {form}, which the CUDA runtime has not yet"))
+            .help("compile the job with `--without-rewrites all`"));
+    }
+    Ok(())
+}
+
 /// One GPU for each rank, neighbours on the same one if there are fewer.
 fn open(ranks: usize, wanted: Option<usize>) -> Result<Vec<Arc<Device>>> {
     let there = device::count()?;
@@ -287,7 +304,15 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn ranks(&self) -> Result<Vec<Rank>> {
         let gpus: Vec<Gpu> = self.world.gpus().collect();
-        let mut stages = gpus.iter().map(|&gpu| self.stages(gpu)).collect::<Result<Vec<_>>>()?;
+        // In threads: a large model has many initial values.
+        let stages = thread::scope(|scope| {
+            let threads: Vec<_> = gpus.iter().map(|&gpu| scope.spawn(move || self.stages(gpu))).collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", said(&*panic)))))
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+        });
+        let mut stages = stages?;
         let mut syncs = self.syncs(&gpus, &stages)?;
         let mut members = self.members(&gpus)?;
         let norm_meetings = meeting(self.devices)?;

@@ -127,6 +127,8 @@ __device__ __forceinline__ void write(Tile<WIDTH> from, u32 first, bf16* __restr
 // Rounds a warp's accumulators, times `scale`, into 16 rows of a tile from `first` on.
 template <int COLUMNS, int WIDTH>
 __device__ __forceinline__ void put(const float (&c)[COLUMNS / 8][4], Tile<WIDTH> to, u32 first, float upper, float lower) {
+    // Other lanes may still read what stood there.
+    __syncwarp();
     u32 lane = threadIdx.x % 32, row = first + lane / 4, column = lane % 4 * 4;
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++) {
