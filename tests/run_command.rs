@@ -243,3 +243,24 @@ fn plans_that_are_not_safe_or_not_small_are_refused() {
     let sharded = folder_with_plan(&["--tp", "2", "--dp", "1"]);
     assert!(refusal(sharded.path(), &[]).contains("tensor parallelism over 2 GPUs"));
 }
+
+/// Where there is no GPU, one sentence says what is missing.
+#[test]
+fn gpus_are_asked_for_where_there_are_none() {
+    let doctor = dualweave(Path::new("."), &["doctor", "--json"]);
+    let found: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let can_run = found["can_run"].as_bool().expect("yes or no");
+    assert_eq!(doctor.status.code(), Some(i32::from(!can_run)));
+    let names: Vec<&str> =
+        found["libraries"].as_array().expect("a list").iter().filter_map(|l| l["name"].as_str()).collect();
+    assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt"]);
+
+    let folder = folder_with_plan(&[]);
+    let refused = |flags: &[&str]| refusal(folder.path(), flags);
+    assert!(refused(&["--gpus", "1"]).contains("for `--backend cuda`"));
+    assert!(refused(&["--backend", "cuda", "--precision", "f64"]).contains("GPUs compute in the formats of the plan"));
+    if !can_run {
+        let text = refused(&["--backend", "cuda"]);
+        assert!(text.contains("no lib") && text.contains("the loader was asked for lib"), "{text}");
+    }
+}

@@ -95,9 +95,9 @@ impl Executor {
     /// suffice.
     pub fn new(plan: Plan, shape: Shape, optimizer: AdamW, seed: u64, options: &Options) -> Result<Self> {
         fit::check(&plan, &shape)?;
-        has_forms(&plan)?;
         let world = World::new(&plan);
         let devices = open(world.count(), options.gpus)?;
+        has_forms(&plan)?;
         let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
         let ranks = builder.ranks()?;
         Ok(Self { plan, shape, optimizer, world, ranks, steps: 0, time_out: options.time_out, failed: false })

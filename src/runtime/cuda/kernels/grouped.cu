@@ -131,6 +131,15 @@ __device__ __forceinline__ void put(float (&sums)[4][8][4], bf16* to, u32 stride
         }
     }
 }
+// Adds to two neighbours where they lie, in L2: nothing is waited for. Each number is added to once, so the order is no question.
+__device__ __forceinline__ void add_pair(float* to, float first, float second) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(first), "f"(second) : "memory");
+#else
+    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(first) : "memory");
+    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to + 1), "f"(second) : "memory");
+#endif
+}
 __device__ __forceinline__ void put(float (&sums)[4][8][4], float* to, u32 stride, u32 m, u32 n) {
     u32 row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -138,15 +147,10 @@ __device__ __forceinline__ void put(float (&sums)[4][8][4], float* to, u32 strid
         u32 r = row + 8 * i;
         if (r >= m) continue;
         float* line = to + (u64)r * stride + column;
-        float2 old[8]; // all are read before the first is written: one wait
-#pragma unroll
-        for (u32 j = 0; j < 8; j++)
-            if (column + 8 * j < n) old[j] = *reinterpret_cast<float2*>(line + 8 * j);
 #pragma unroll
         for (u32 j = 0; j < 8; j++) {
             float* pair = &sums[i / 2][j][i % 2 * 2];
-            if (column + 8 * j < n)
-                *reinterpret_cast<float2*>(line + 8 * j) = make_float2(old[j].x + pair[0], old[j].y + pair[1]);
+            if (column + 8 * j < n) add_pair(line + 8 * j, pair[0], pair[1]);
         }
     }
 }
