@@ -54,7 +54,7 @@ mod tests {
         let (a, b, c) = (heap.take(256), heap.take(1000), heap.take(10));
         assert_eq!((a, b, c), (0, 256, 1280));
         heap.release(b, 1000);
-        assert_eq!((heap.take(2000), heap.take(600), heap.take(0), heap.take(300)), (1536, 256, 0, 3536));
-        assert_eq!(heap.most(), 4048);
+        assert_eq!((heap.take(2000), heap.take(600), heap.take(0), heap.take(300)), (1536, 256, 0, 3584));
+        assert_eq!(heap.most(), 4096);
     }
 }
