@@ -16,6 +16,8 @@ mod exchange;
 mod gpu;
 #[path = "cuda/grouped.rs"]
 mod grouped;
+#[path = "cuda/grouped_fp8.rs"]
+mod grouped_fp8;
 #[path = "cuda/latent.rs"]
 mod latent;
 #[path = "cuda/loss.rs"]

@@ -58,6 +58,7 @@ fn a_step_is_the_hosts() {
             correction1: correction(adamw.beta1),
             correction2: correction(adamw.beta2),
             clip: clip.map(|clip| clip as f32),
+            narrow_moments: false,
         };
         let decay = if role == Role::Weight { adamw.learning_rate * adamw.weight_decay } else { 0.0 };
         let squares = if clip.is_some() { gpu.given(&[square_sum as f32]) } else { Slice::none() };
@@ -79,6 +80,20 @@ fn a_step_is_the_hosts() {
             let rounded = parameters.read(&gpu.stream).expect("results").into_iter().map(Bf16::of);
             let rounded: Vec<Bf16> = if copied { rounded.collect() } else { vec![Bf16(0xffff); len] };
             assert!(copy.read(&gpu.stream).expect("results") == rounded, "the copy is the parameters, rounded");
+        }
+        let read = |slice: Slice<f32>| slice.read(&gpu.stream).expect("results");
+        let (updated, wide) = (read(parameters), moments.map(read));
+        let step = Step { narrow_moments: true, ..step };
+        gpu.steady(&results, |stream, sms| {
+            parameters.write(stream, &values)?;
+            moments[0].write(stream, &first)?;
+            moments[1].write(stream, &second)?;
+            optimizer::adamw(stream, sms, &step, parameters, moments, gradient, copy, decay as f32, squares)
+        });
+        assert!(read(parameters) == updated, "moments are rounded behind the update");
+        for (moment, wide) in moments.into_iter().zip(wide) {
+            let rounded: Vec<f32> = wide.into_iter().map(|value| Bf16::of(value).to_f32()).collect();
+            assert!(read(moment) == rounded, "moments are rounded to bf16");
         }
     }
 }

@@ -2,6 +2,8 @@
 //! `cargo test --release --test cuda product_speed -- --ignored --nocapture`.
 
 use dualweave::runtime::cuda::ops::grouped::{self, Experts};
+use dualweave::runtime::cuda::ops::quantise::{self, Groups, Scale, Source, Weights, tile_scales};
+use dualweave::runtime::cuda::ops::{Rows, grouped_fp8};
 use dualweave::runtime::cuda::product::{Blocked, Products, Tiled};
 use dualweave::runtime::cuda::{Bf16, Element, Event, Fp8, Slice};
 
@@ -138,6 +140,46 @@ fn grouped_products() {
             });
             report(&gpu, &what("weight gradient"), flops, || {
                 grouped::weight_gradient(&gpu.stream, sms, x, y, offsets, dw, shape).expect("launched");
+            });
+        }
+        gpu.release();
+    }
+}
+
+#[test]
+#[ignore = "measures; needs a GPU to itself"]
+fn grouped_fp8_products() {
+    let Some(mut gpu) = gpu() else { return };
+    let (count, each) = (32, 1024);
+    let rows = count * each;
+    let offsets: Vec<u32> = (0..=count).map(|expert| (expert * each) as u32).collect();
+    for (inputs, outputs) in [(7168, 4096), (2048, 7168)] {
+        let (stride, shape) = (inputs * outputs, (inputs, outputs));
+        let groups = Groups { most: rows, offsets: gpu.given(&offsets) };
+        let (values, dy) = (bf16(&mut gpu, 5, rows * inputs), bf16(&mut gpu, 6, rows * outputs));
+        let w = Experts { first: bf16(&mut gpu, 7, count * stride), stride, count };
+        let read = Weights::at(gpu.poisoned(Weights::bytes(count, outputs, inputs)), count, outputs, inputs);
+        let mut room = |rows: usize, depth: usize| Tiled {
+            values: gpu.poisoned(rows * depth),
+            scales: gpu.poisoned(tile_scales(rows, depth)),
+        };
+        let (x, xt, dyt) = (room(rows, inputs), room(inputs, groups.columns()), room(outputs, groups.columns()));
+        let y = gpu.poisoned::<Bf16>(rows * outputs);
+        let dw = Experts { first: gpu.poisoned::<f32>(count * stride), stride, count };
+        dw.first.fill_bytes(&gpu.stream, 0).expect("filled");
+        let (stream, exact) = (&gpu.stream, Scale::Exact);
+        quantise::blocks(stream, 132, w, &read).expect("launched");
+        quantise::rows(stream, 132, values, x, inputs, Rows::exactly(rows), exact).expect("launched");
+        quantise::columns(stream, 132, Source::Quantised(x), xt, inputs, groups, exact).expect("launched");
+        quantise::columns(stream, 132, Source::Values(dy), dyt, outputs, groups, exact).expect("launched");
+        let flops = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
+        for sms in [132, 112] {
+            let what = |product: &str| format!("FP8 {product} {count} · {each} × {inputs} → {outputs}, {sms} SMs");
+            report(&gpu, &what("forward"), flops, || {
+                grouped_fp8::forward(&gpu.stream, sms, x, &read, groups, y, false).expect("launched");
+            });
+            report(&gpu, &what("weight gradient"), flops, || {
+                grouped_fp8::weight_gradient(&gpu.stream, sms, xt, dyt, groups, dw, shape).expect("launched");
             });
         }
         gpu.release();

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dualweave::job::model::{Attention, Mla};
+use dualweave::job::model::{Attention, Dtype, Mla};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::compile;
-use dualweave::runtime::cuda::device;
 use dualweave::runtime::cuda::executor::{Executor, Options};
+use dualweave::runtime::cuda::{Device, device};
 use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
@@ -54,6 +54,22 @@ fn extras(job: &mut Job) {
     }
 }
 
+/// Products and payload as in DeepSeek-V3.
+fn fp8(job: &mut Job) {
+    (job.model.precision.products, job.model.precision.dispatch) = (Dtype::Fp8, Dtype::Fp8);
+}
+
+fn latent_fp8(job: &mut Job) {
+    latent(job);
+    fp8(job);
+}
+
+/// cuBLASLt takes no 50 rows in FP8.
+fn odd_fp8(job: &mut Job) {
+    job.training.sequence = 50;
+    fp8(job);
+}
+
 fn dense(job: &mut Job) {
     job.model.moe = None;
     (job.training.ep, job.training.dp) = (1, 1);
@@ -83,11 +99,16 @@ impl Case {
         assert!(verify(&plan).violations.is_empty(), "{}: the plan is safe", self.name);
         let shape = Shape::of_plan(&plan);
         let exact = Shape { policy: Policy::EXACT, ..shape.clone() };
+        let in_fp8 = job.model.precision.products == Dtype::Fp8;
         let optimizer = AdamW { learning_rate: 1e-3, ..AdamW::default() };
         let options = Options { gpus: Some(gpus), ..Options::default() };
         let made = Executor::new(plan.clone(), shape.clone(), optimizer, 7, &options);
         let mut executor = made.unwrap_or_else(|error| panic!("{}: {error:?}", self.name));
-        let mut host = HostExecutor::<f32>::new(plan, exact, optimizer, 7).expect("the host runs it");
+        let host = |shape: &Shape| HostExecutor::<f32>::new(plan.clone(), shape.clone(), optimizer, 7);
+        // FP8's gradients are 10 to 14 % from exact ones, single tensors' up to 27 % (on the host), so they are compared with what emulates
+        // it; whatever is rounded to another side on the way here leaves them a few per cent apart.
+        let mut exact_host = host(&exact).expect("the host runs it");
+        let mut host = host(if in_fp8 { &shape } else { &exact }).expect("the host runs it");
         for step in 0..4 {
             let data: Vec<Vec<Batch>> = (0..self.dp)
                 .map(|replica| {
@@ -105,21 +126,28 @@ impl Case {
             );
             assert!(loss.abs() < 2e-3, "{}: step {step}: loss {:?}, not {:?}", self.name, ours.losses, theirs.losses);
             assert!(
-                norm.abs() < 2e-2,
+                norm.abs() < if in_fp8 { 4e-2 } else { 2e-2 },
                 "{}: step {step}: norm {}, not {}",
                 self.name,
                 ours.gradient_norm,
                 theirs.gradient_norm
             );
             if step == 0 && !self.sharded {
-                self.same_gradients(&executor, &host);
+                let apart = self.apart(&executor, &host, if in_fp8 { 2.5e-1 } else { 6e-2 });
+                if in_fp8 {
+                    exact_host.step(&data, Order::List).expect("a step on the host");
+                    let from_exact = self.apart(&executor, &exact_host, 5e-1);
+                    assert!(apart < from_exact, "{}: {apart:.1e} from FP8, {from_exact:.1e} from exact", self.name);
+                }
             }
         }
     }
 
-    fn same_gradients(&self, executor: &Executor, host: &HostExecutor<f32>) {
+    /// How far all gradients together are apart, as a part of their norm. None is `most` apart.
+    fn apart(&self, executor: &Executor, host: &HostExecutor<f32>, most: f64) -> f64 {
         let ours: BTreeMap<_, _> = executor.gradients().expect("gradients are read").into_iter().collect();
         let mut worst = (0.0, String::new());
+        let (mut all, mut all_apart) = (0.0, 0.0);
         for (gpu, name, theirs) in host.gradients() {
             let ours = &ours[&gpu][&name];
             let theirs = theirs.values.values();
@@ -129,15 +157,19 @@ impl Case {
             }
             let square =
                 |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
-            let norm = square(&mut theirs.iter().copied()).sqrt();
-            let apart = square(&mut ours.iter().zip(theirs).map(|(a, b)| a - b)).sqrt() / norm.max(1e-6);
+            let norm = square(&mut theirs.iter().copied());
+            let apart = square(&mut ours.iter().zip(theirs).map(|(a, b)| a - b));
+            (all, all_apart) = (all + norm, all_apart + apart);
+            let apart = apart.sqrt() / norm.sqrt().max(1e-6);
             // NaN is apart.
             if apart > worst.0 || apart.is_nan() {
                 worst = (apart, format!("{name} on {gpu}"));
             }
         }
-        eprintln!("{}: gradients {:.1e} apart at most: {}", self.name, worst.0, worst.1);
-        assert!(worst.0 < 6e-2, "{}: the gradient of {} is {:.1e} off", self.name, worst.1, worst.0);
+        let together = (all_apart / all).sqrt();
+        eprintln!("{}: gradients {together:.1e} apart, {:.1e} at most: {}", self.name, worst.0, worst.1);
+        assert!(worst.0 < most, "{}: the gradient of {} is {:.1e} off", self.name, worst.1, worst.0);
+        together
     }
 }
 
@@ -217,4 +249,56 @@ fn dual_pipe_v() {
 fn auto() {
     let schedule = ScheduleKind::Auto;
     on_every_number_of_gpus(&Case { name: "auto", schedule, dp: 2, ep: 2, sharded: true, ..CASE });
+}
+
+/// FP8 is refused where the GPUs have none, and says so.
+fn in_fp8(case: &Case) {
+    let has = device::count().is_ok() && Device::open(0).is_ok_and(|device| device.capability >= 89);
+    if has {
+        return on_every_number_of_gpus(case);
+    }
+    if device::count().is_ok() {
+        let plan = compile(&case.job()).expect("a plan").plan;
+        let shape = Shape::of_plan(&plan);
+        let refused = Executor::new(plan, shape, AdamW::default(), 7, &Options::default());
+        assert!(refused.err().is_some_and(|error| error.to_string().contains("has no FP8")));
+    } else {
+        on_every_number_of_gpus(case);
+    }
+}
+
+#[test]
+fn fp8_on_one_rank() {
+    in_fp8(&Case { name: "FP8", pp: 1, change: fp8, ..CASE });
+}
+
+#[test]
+fn fp8_without_experts() {
+    let change = |job: &mut Job| {
+        dense(job);
+        fp8(job);
+    };
+    in_fp8(&Case { name: "FP8 dense", pp: 1, change, ..CASE });
+}
+
+#[test]
+fn fp8_with_latent_attention() {
+    in_fp8(&Case { name: "FP8 latent", pp: 1, change: latent_fp8, ..CASE });
+}
+
+#[test]
+fn fp8_of_odd_shapes() {
+    in_fp8(&Case { name: "FP8 of 50 tokens", pp: 1, change: odd_fp8, ..CASE });
+}
+
+#[test]
+fn fp8_with_experts_on_two() {
+    in_fp8(&Case { name: "FP8 ep 2", pp: 1, dp: 2, ep: 2, change: fp8, ..CASE });
+}
+
+#[test]
+fn fp8_dual_pipe() {
+    let schedule = ScheduleKind::DualPipe;
+    in_fp8(&Case { name: "FP8 DualPipe P2 ep 1", schedule, change: fp8, ..CASE });
+    in_fp8(&Case { name: "FP8 DualPipe P2 ep 2", schedule, dp: 2, ep: 2, sharded: true, change: fp8, ..CASE });
 }

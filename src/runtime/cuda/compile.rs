@@ -40,6 +40,7 @@ pub static SOURCES: &[Source] = sources![
     "embedding",
     "exchange",
     "grouped",
+    "grouped_fp8",
     "latent",
     "loss",
     "norm",

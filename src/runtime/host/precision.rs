@@ -244,6 +244,11 @@ impl Policy {
         self.format(|precision| precision.combine)
     }
 
+    /// Weights that products read.
+    pub fn weights(&self) -> Format {
+        self.format(|precision| precision.weights)
+    }
+
     /// Accumulated gradients.
     pub fn gradients(&self) -> Format {
         self.format(|precision| precision.gradients)

@@ -8,6 +8,7 @@
 //! `unit` the ops of its units, `places` and `blocks` say where values lie; `rank` launches, `sync` is the end of a step.
 
 mod blocks;
+mod formats;
 mod heap;
 mod places;
 mod rank;
@@ -31,6 +32,7 @@ use super::watch::Watch;
 use super::{Device, Event, Memory, Slice, Stream, device, exchange, product};
 use crate::error::{Error, Result};
 use crate::ir::Step;
+use crate::job::model::Dtype;
 use crate::plan::{Plan, StreamId, Task, rank_streams};
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
@@ -98,6 +100,7 @@ impl Executor {
         let world = World::new(&plan);
         let devices = open(world.count(), options.gpus)?;
         has_forms(&plan)?;
+        formats::check(&shape.policy, &devices)?;
         let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
         let ranks = builder.ranks()?;
         Ok(Self { plan, shape, optimizer, world, ranks, steps: 0, time_out: options.time_out, failed: false })
@@ -232,6 +235,7 @@ impl Executor {
             correction1: (1.0 / (1.0 - power(of.beta1))) as f32,
             correction2: (1.0 / (1.0 - power(of.beta2))) as f32,
             clip: of.clip.map(|most| most as f32),
+            narrow_moments: self.shape.policy.moments() == Some(Dtype::Bf16),
         }
     }
 

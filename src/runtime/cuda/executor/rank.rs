@@ -226,6 +226,8 @@ impl Rank {
         let gradients = self.stages.values().map(|stage| stage.store.gradients().cast::<u8>());
         let zeroed = gradients.chain([self.losses.all(), self.squares[0].all()]);
         zeroed.into_iter().try_for_each(|values| values.fill_bytes(stream, 0))?;
+        // The last step's updates have ended, here and on the GPUs that this one has copied from.
+        self.stages.values().try_for_each(|stage| stage.store.quantise(stream))?;
         stream.synchronize()
     }
 

@@ -42,9 +42,9 @@ impl Stage {
     ///
     /// # Errors
     /// If the model has something that this runtime has not.
-    pub fn new(shape: &Shape, units: &[Unit], sizes: Sizes, store: Store) -> Result<Self> {
+    pub fn new(shape: &Shape, units: &[Unit], sizes: Sizes, mut store: Store) -> Result<Self> {
         let mut bytes = Packer::default();
-        let units = units.iter().map(|&unit| UnitOps::new(shape, unit, sizes, &store, &mut bytes));
+        let units = units.iter().map(|&unit| UnitOps::new(shape, unit, sizes, &mut store, &mut bytes));
         let units = units.collect::<Result<Vec<_>>>()?;
         Ok(Self { store, units, bytes })
     }

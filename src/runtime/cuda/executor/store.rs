@@ -1,4 +1,5 @@
-//! The parameters of a stage on one GPU, with all that is as large: gradients, moments, and a copy in bf16 that products read.
+//! The parameters of a stage on one GPU, with all that is as large: gradients, moments, and a copy in bf16 that products read; and of
+//! what products read in FP8, copies in that, as it is and transposed.
 //!
 //! Each of these is one array with the same places. It has regions by what happens to them at the end of a step: they are reduced over
 //! other GPUs, or decay or not. Each region is as long as a multiple of what its members share it by.
@@ -8,6 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::runtime::cuda::ops::grouped::Experts;
+use crate::runtime::cuda::ops::quantise::{self, Weights};
 use crate::runtime::cuda::{Bf16, Device, Memory, Slice, Stream};
 use crate::runtime::host::executor::StageParameters;
 use crate::runtime::host::parameters::{Parameters as _, Role};
@@ -47,6 +50,10 @@ pub struct Store {
     gradients: Memory,
     moments: [Memory; 2],
     copy: Memory,
+    device: Arc<Device>,
+    /// What is read in FP8: in bf16, and where it is put.
+    quantised: Vec<(Experts<Bf16>, Weights)>,
+    quantised_memory: Vec<Memory>,
 }
 
 /// A matrix that products read: outputs × inputs.
@@ -114,6 +121,9 @@ impl Store {
             gradients: array()?,
             moments: [array()?, array()?],
             copy: Memory::of::<Bf16>(device, next)?,
+            device: Arc::clone(device),
+            quantised: Vec::new(),
+            quantised_memory: Vec::new(),
         };
         let mut values = vec![0.0f32; next];
         for (name, tensor) in &tensors {
@@ -157,7 +167,8 @@ impl Store {
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
         let [first, second] = &self.moments;
-        [&self.parameters, &self.gradients, first, second, &self.copy].iter().map(|memory| memory.bytes()).sum()
+        let arrays = [&self.parameters, &self.gradients, first, second, &self.copy];
+        arrays.into_iter().chain(&self.quantised_memory).map(Memory::bytes).sum()
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
@@ -210,6 +221,26 @@ impl Store {
             return Err(Error::new("experts of different sizes"));
         }
         Ok((first.start..last.start + size, stride))
+    }
+
+    /// Matrices in FP8: made by [`Self::quantise`] from what they are then in bf16.
+    ///
+    /// # Errors
+    /// If the GPU has not so much memory.
+    pub fn quantised(&mut self, values: Experts<Bf16>, (inputs, outputs): (usize, usize)) -> Result<Weights> {
+        let memory = Memory::new(&self.device, Weights::bytes(values.count, outputs, inputs))?;
+        let weights = Weights::at(memory.all(), values.count, outputs, inputs);
+        self.quantised.push((values, weights));
+        self.quantised_memory.push(memory);
+        Ok(weights)
+    }
+
+    /// Brings what is read in FP8 up to date.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn quantise(&self, stream: &Stream) -> Result<()> {
+        self.quantised.iter().try_for_each(|(values, to)| quantise::blocks(stream, self.device.sms, *values, to))
     }
 
     /// Every tensor's name, and where it lies in the arrays.

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(1024) optimizer_squares_add(
     if (threadIdx.x == 0) *to += sum;
 }
 
-struct Step { float factor, rate, beta1, beta2, epsilon, correction1, correction2, kept; };
+struct Step { float factor, rate, beta1, beta2, epsilon, correction1, correction2, kept; bool narrow; };
 
 __device__ __forceinline__ void update(float& value, float& first, float& second, float gradient, const Step& step) {
     gradient *= step.factor;
@@ -41,16 +41,18 @@ __device__ __forceinline__ void update(float& value, float& first, float& second
     second = step.beta2 * second + (1.f - step.beta2) * gradient * gradient;
     float change = first * step.correction1 / (sqrtf(second * step.correction2) + step.epsilon);
     value = value * step.kept - step.rate * change;
+    if (step.narrow) first = to_float(to_bf16(first)), second = to_float(to_bf16(second));
 }
 
 // One step of `length` parameters. `copy` (null: none) gets them as bf16. Gradients are multiplied with clip / norm where their norm,
-// the root of `squares` (null: not clipped), is larger than `clip`. Reads 16 bytes and writes 12 a parameter, 14 with a copy.
+// the root of `squares` (null: not clipped), is larger than `clip`. `narrow`: moments are rounded to bf16, as which they are kept in fp32. Reads 16 bytes and writes 12 a parameter, 14 with a copy.
 extern "C" __global__ void __launch_bounds__(256) optimizer_adamw(
     float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds, const float* __restrict__ gradients,
     bf16* __restrict__ copy, const float* __restrict__ squares, u64 length,
-    float clip, float rate, float beta1, float beta2, float epsilon, float correction1, float correction2, float decay) {
+    float clip, float rate, float beta1, float beta2, float epsilon, float correction1, float correction2, float decay,
+    u32 narrow) {
     float norm = squares ? sqrtf(*squares) : 0.f;
-    Step step = {norm > clip ? clip / norm : 1.f, rate, beta1, beta2, epsilon, correction1, correction2, 1.f - decay};
+    Step step = {norm > clip ? clip / norm : 1.f, rate, beta1, beta2, epsilon, correction1, correction2, 1.f - decay, narrow != 0};
     u64 thread = (u64)blockIdx.x * blockDim.x + threadIdx.x, threads = (u64)gridDim.x * blockDim.x;
     for (u64 i = thread; i < length / 4; i += threads) {
         float4 value = reinterpret_cast<float4*>(values)[i], first = reinterpret_cast<float4*>(firsts)[i];

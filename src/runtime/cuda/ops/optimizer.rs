@@ -54,6 +54,8 @@ pub struct Step {
     pub correction2: f32,
     /// Largest norm of all gradients together; `None`: any.
     pub clip: Option<f32>,
+    /// Whether moments are rounded to bf16, as which they are kept in fp32.
+    pub narrow_moments: bool,
 }
 
 /// One step of AdamW, as the host takes it. `moments`: first and second; `copy`: the parameters as bf16, or none; `decay`: what the
@@ -114,7 +116,8 @@ pub fn adamw(
             epsilon,
             correction1,
             correction2,
-            decay
+            decay,
+            u32::from(step.narrow_moments)
         ];
         kernel.launch(stream, grid, arguments)
     }

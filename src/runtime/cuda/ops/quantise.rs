@@ -1,17 +1,23 @@
 //! To FP8 (e4m3), with a scale for each tile: what `host::precision` emulates. Needs a GPU of compute capability 8.9.
 //!
-//! A scale is the largest magnitude of its tile over 448, in fp32 (no power of two), or 1 where that would be 0; a value is its e4m3
-//! number times its tile's scale. Scales lie as cuBLASLt reads them for a product over the depth (the columns of a matrix): those of 1 ×
+//! A scale is the largest magnitude of its tile over 448, in fp32, or the next power of two ([`Scale`]; none below 2⁻¹²⁶, where the host
+//! goes on: that is for values below 2⁻¹¹⁸), or 1 where that would be 0; a value is its e4m3 number times its tile's scale. Scales lie as cuBLASLt reads them for a product over the depth (the columns of a matrix): those of 1 ×
 //! 128 tiles (`VEC128_32F`) by tile of the depth, then by row; those of 128 × 128 blocks (`BLK128x128_32F`) by block of rows, then by block
 //! of the depth, where rows of blocks stand a multiple of 4 apart. Tiles at the edges are cut.
 
+use super::grouped::Experts;
 use super::{PER_SM, Rows, THREADS, assert_aligned, count, looping, pieces, streaming};
 use crate::error::{Error, Result};
 use crate::runtime::cuda::kernel::arguments;
-use crate::runtime::cuda::{Bf16, Fp8, Slice, Stream};
+use crate::runtime::cuda::product::{Blocked, Tiled};
+use crate::runtime::cuda::{Bf16, Device, Slice, Stream};
+pub use crate::runtime::host::precision::Scale;
 
 /// Width of a tile.
 pub const TILE: usize = 128;
+
+/// Most experts; so many are in the kernel.
+const EXPERTS: usize = 512;
 
 /// The oldest GPUs that have FP8: compute capability 8.9.
 const OLDEST: u32 = 89;
@@ -34,6 +40,52 @@ fn block_stride(depth: usize) -> usize {
     depth.div_ceil(TILE).next_multiple_of(4)
 }
 
+/// Rows that belong to experts: those of expert e are `offsets[e]` to `offsets[e + 1]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups {
+    /// There is room for so many rows.
+    pub most: usize,
+    /// On the device; [`Slice::none`]: one expert has all rows.
+    pub offsets: Slice<u32>,
+}
+
+impl Groups {
+    /// So many rows, known on the host, and no experts.
+    pub fn one(rows: usize) -> Self {
+        Self { most: rows, offsets: Slice::none() }
+    }
+
+    /// Experts.
+    pub fn count(&self) -> usize {
+        if self.offsets.is_empty() { 1 } else { self.offsets.len() - 1 }
+    }
+
+    /// Length of the rows of a transposed copy, in which every expert starts at a multiple of 128.
+    pub fn columns(&self) -> usize {
+        columns_of(self.most, (!self.offsets.is_empty()).then(|| self.count()))
+    }
+
+    /// All of them, of whichever expert.
+    pub fn rows(&self) -> Rows {
+        match self.offsets.len().checked_sub(1) {
+            None => Rows::exactly(self.most),
+            Some(end) => Rows { most: self.most, count: self.offsets.part(end..end + 1) },
+        }
+    }
+
+    fn check(&self) {
+        assert!((1..=EXPERTS).contains(&self.count()), "1 to {EXPERTS} experts, not {}", self.count());
+    }
+}
+
+/// [`Groups::columns`] of `most` rows, of so many experts if there are experts.
+pub fn columns_of(most: usize, experts: Option<usize>) -> usize {
+    match experts {
+        None => most.next_multiple_of(16),
+        Some(experts) => (most + experts * (TILE - 1)).next_multiple_of(TILE),
+    }
+}
+
 /// Tiles of 1 × 128 along rows of `width` values, a multiple of 8, for a product over the columns. `x` and `y`: `rows.most` × `width`;
 /// `scales`: [`tile_scales`]`(rows.most, width)`, of tile `t` of row `r` at `t · rows.most + r`. Rows behind the count are left alone.
 ///
@@ -42,31 +94,60 @@ fn block_stride(depth: usize) -> usize {
 ///
 /// # Panics
 /// If lengths do not fit each other, or matrices do not begin at multiples of 16 bytes.
-pub fn rows(
-    stream: &Stream,
-    sms: u32,
-    x: Slice<Bf16>,
-    y: Slice<Fp8>,
-    scales: Slice<f32>,
-    width: usize,
-    rows: Rows,
-) -> Result<()> {
+pub fn rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Tiled, width: usize, rows: Rows, scale: Scale) -> Result<()> {
     require_fp8(stream)?;
+    let Tiled { values: y, scales } = y;
+    let values = rows.most * width;
     assert!(width.is_multiple_of(8), "rows of whole 16 bytes: {width}");
-    assert_lengths(x, y, width, rows);
+    assert!(x.len() == values && y.len() == values, "{} rows of {width}", rows.most);
+    assert!(rows.count.len() <= 1, "one count");
     assert!(scales.len() >= tile_scales(rows.most, width), "scales of {} × {width}", rows.most);
+    assert_aligned(&[x]);
+    assert_aligned(&[y]);
     let tiles = pieces(rows.most * width.div_ceil(TILE)) as usize;
     let kernel = stream.device().kernel("quantise_rows");
     // Half a warp has a tile.
     let grid = streaming(16 * tiles, sms);
     // SAFETY: the kernel reads at most `rows.most` rows, and writes as many and their scales.
-    unsafe { kernel.launch(stream, grid, arguments![x, y, scales, rows.count, count(rows.most), count(width)]) }
+    unsafe {
+        let arguments = arguments![x, y, scales, rows.count, count(rows.most), count(width), power(scale)];
+        kernel.launch(stream, grid, arguments)
+    }
 }
 
-/// Tiles of 128 × 1 along the rows (tokens), written transposed, for a product over the tokens. `x`: `rows.most` × `width`, multiples
-/// of 16 and of 8; `y`: `width` × `rows.most`; `scales`: [`tile_scales`]`(width, rows.most)`, of tile `t` of column `c` at `t · width + c`.
-/// Where the count ends within a tile, the rest of the tile is written as zeros, so that a product may go to its end; tiles behind that
-/// are left alone.
+/// The values that [`rows`] makes with scales that are powers of two, which bf16 has all. `x` and `y`: rows of `width` values, a multiple of
+/// 8; `y` may be `x`.
+///
+/// # Errors
+/// As [`rows`].
+///
+/// # Panics
+/// As [`rows`].
+pub fn round_rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Slice<Bf16>, width: usize) -> Result<()> {
+    require_fp8(stream)?;
+    let rows = x.len() / width;
+    assert!(width.is_multiple_of(8), "rows of whole 16 bytes: {width}");
+    assert!(x.len() == rows * width && y.len() == x.len(), "rows of {width}");
+    assert_aligned(&[x, y]);
+    let tiles = pieces(rows * width.div_ceil(TILE)) as usize;
+    let kernel = stream.device().kernel("quantise_round_rows");
+    // SAFETY: the kernel reads all rows and writes as many; a thread writes what it alone has read.
+    unsafe { kernel.launch(stream, streaming(16 * tiles, sms), arguments![x, y, count(rows), count(width)]) }
+}
+
+/// What is quantised along its rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// Values.
+    Values(Slice<Bf16>),
+    /// What [`rows`] made of them, with scales of as many rows as there is room for.
+    Quantised(Tiled),
+}
+
+/// Tiles of 128 × 1 along each expert's rows (tokens), written transposed, for a product over them. `x`: `groups.most` × `width`, a multiple
+/// of 8; `y`: `width` × [`Groups::columns`], where tile `t` of all experts' is 128 columns from `128 · t` on; its scales: [`tile_scales`] of
+/// that, of tile `t` of column `c` at `t · width + c`. Where an expert's rows end within a tile, the rest of the tile is written as zeros, so
+/// that a product may go to its end; tiles behind the last are left alone.
 ///
 /// # Errors
 /// As [`rows`].
@@ -76,77 +157,146 @@ pub fn rows(
 pub fn columns(
     stream: &Stream,
     sms: u32,
-    x: Slice<Bf16>,
-    y: Slice<Fp8>,
-    scales: Slice<f32>,
+    x: Source,
+    y: Tiled,
     width: usize,
-    rows: Rows,
+    groups: Groups,
+    scale: Scale,
 ) -> Result<()> {
     require_fp8(stream)?;
+    groups.check();
+    let Tiled { values: y, scales } = y;
+    let (most, stride) = (groups.most, groups.columns());
     assert!(width.is_multiple_of(8), "rows of whole 16 bytes: {width}");
-    assert!(rows.most.is_multiple_of(16), "columns of whole 16 bytes: {}", rows.most);
-    assert_lengths(x, y, width, rows);
-    assert!(scales.len() >= tile_scales(width, rows.most), "scales of {width} × {}", rows.most);
-    let tiles = pieces(rows.most.div_ceil(TILE) * width.div_ceil(STRIP)) as usize;
-    let kernel = stream.device().kernel("quantise_columns");
+    assert!(y.len() == width * stride, "{width} × {stride} transposed");
+    assert!(scales.len() >= tile_scales(width, stride), "scales of {width} × {stride}");
+    assert_aligned(&[y]);
+    let tiles = pieces(stride.div_ceil(TILE) * width.div_ceil(STRIP)) as usize;
     let grid = looping(tiles, sms, PER_SM, THREADS);
-    // SAFETY: the kernel reads at most `rows.most` rows, and writes as many columns and their scales.
-    unsafe { kernel.launch(stream, grid, arguments![x, y, scales, rows.count, count(rows.most), count(width)]) }
+    let device = stream.device();
+    let (offsets, experts, power) = (groups.offsets, count(groups.count()), power(scale));
+    let (rows, width_of, stride) = (count(most), count(width), count(stride));
+    // SAFETY: the kernels read at most `most` rows, and write as many columns, in tiles of experts, and their scales.
+    unsafe {
+        match x {
+            Source::Values(x) => {
+                assert!(x.len() == most * width, "{most} rows of {width}");
+                assert_aligned(&[x]);
+                let arguments = arguments![x, y, scales, offsets, experts, rows, width_of, stride, power];
+                device.kernel("quantise_columns").launch(stream, grid, arguments)
+            }
+            Source::Quantised(Tiled { values: x, scales: own }) => {
+                assert!(x.len() == most * width && own.len() >= tile_scales(most, width), "{most} rows of {width}");
+                assert_aligned(&[x]);
+                let arguments = arguments![x, own, y, scales, offsets, experts, rows, width_of, stride, power];
+                device.kernel("quantise_columns_again").launch(stream, grid, arguments)
+            }
+        }
+    }
 }
 
-/// Blocks of 128 × 128 of a weight matrix, as it is and transposed: for the product over its inputs and for that over its outputs. `w`
-/// and `y`: `outputs` × `inputs`, both multiples of 16; `y_transposed`: `inputs` × `outputs`. `scales`: [`block_scales`]`(outputs, inputs)` of
-/// `y`, then [`block_scales`]`(inputs, outputs)` of `y_transposed`: the same numbers in the other order. What stands between rows of blocks
-/// is not written.
+/// Weights of one or more matrices in blocks of 128 × 128, one behind the other: for the products over their inputs and over their outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights {
+    /// count × outputs × inputs, and count × [`block_scales`] of that.
+    pub values: Blocked,
+    /// count × inputs × outputs, likewise: the same numbers.
+    pub transposed: Blocked,
+    /// Matrices.
+    pub count: usize,
+    /// Rows of each: a multiple of 16.
+    pub outputs: usize,
+    /// Columns of each: a multiple of 16.
+    pub inputs: usize,
+}
+
+impl Weights {
+    /// Bytes that they take.
+    pub fn bytes(count: usize, outputs: usize, inputs: usize) -> usize {
+        let scales = block_scales(outputs, inputs) + block_scales(inputs, outputs);
+        count * (2 * outputs * inputs + 4 * scales)
+    }
+
+    /// In memory of so many bytes.
+    ///
+    /// # Panics
+    /// If it is less, or the widths are no multiples of 16.
+    pub fn at(memory: Slice<u8>, count: usize, outputs: usize, inputs: usize) -> Self {
+        assert!(
+            outputs.is_multiple_of(16) && inputs.is_multiple_of(16),
+            "rows of whole 16 bytes: {outputs} × {inputs}"
+        );
+        let mut next = 0;
+        let mut take = |bytes: usize| {
+            next += bytes;
+            memory.part(next - bytes..next)
+        };
+        let [values, transposed] = [(); 2].map(|()| take(count * outputs * inputs).cast());
+        let [own, other] = [(outputs, inputs), (inputs, outputs)]
+            .map(|(rows, depth)| take(4 * count * block_scales(rows, depth)).cast());
+        Self {
+            values: Blocked { values, scales: own },
+            transposed: Blocked { values: transposed, scales: other },
+            count,
+            outputs,
+            inputs,
+        }
+    }
+}
+
+/// Blocks of 128 × 128 of weight matrices, as they are and transposed. What stands between rows of blocks of scales is not written.
 ///
 /// # Errors
 /// As [`rows`].
 ///
 /// # Panics
 /// As [`rows`].
-#[allow(clippy::too_many_arguments)] // four matrices and their shape
-pub fn blocks(
-    stream: &Stream,
-    sms: u32,
-    w: Slice<f32>,
-    y: Slice<Fp8>,
-    y_transposed: Slice<Fp8>,
-    scales: Slice<f32>,
-    outputs: usize,
-    inputs: usize,
-) -> Result<()> {
+pub fn blocks(stream: &Stream, sms: u32, w: Experts<Bf16>, to: &Weights) -> Result<()> {
     require_fp8(stream)?;
-    assert!(outputs.is_multiple_of(16) && inputs.is_multiple_of(16), "rows of whole 16 bytes: {outputs} × {inputs}");
-    let values = outputs * inputs;
-    assert!(w.len() == values && y.len() == values && y_transposed.len() == values, "{outputs} × {inputs} weights");
-    let (first, second) = (block_scales(outputs, inputs), block_scales(inputs, outputs));
-    assert!(scales.len() >= first + second, "scales of {outputs} × {inputs}, twice");
-    let (own, transposed) = (scales.part(0..first), scales.part(first..first + second));
-    assert_aligned(&[w]);
-    assert_aligned(&[y, y_transposed]);
+    let &Weights { values, transposed, count: matrices, outputs, inputs } = to;
+    let size = outputs * inputs;
+    assert_eq!(w.count, matrices, "as many matrices as quantised ones");
+    assert!(w.stride >= size && w.first.len() >= (matrices - 1) * w.stride + size, "{matrices} matrices");
+    assert!(w.stride.is_multiple_of(8), "every matrix starts at a multiple of 16 bytes");
+    assert_aligned(&[w.first]);
+    assert_aligned(&[values.values, transposed.values]);
     let kernel = stream.device().kernel("quantise_blocks");
-    let blocks = pieces(outputs.div_ceil(TILE) * inputs.div_ceil(TILE)) as usize;
+    let blocks = pieces(matrices * outputs.div_ceil(TILE) * inputs.div_ceil(TILE)) as usize;
     // A thread holds 64 values: fewer threads fit.
     let grid = looping(blocks, sms, 2, THREADS);
-    let strides = [count(block_stride(inputs)), count(block_stride(outputs))];
     // SAFETY: the kernel reads all of `w`, writes all of both results, and a scale of each for each block.
     unsafe {
-        let arguments =
-            arguments![w, y, y_transposed, own, transposed, count(outputs), count(inputs), strides[0], strides[1]];
+        let arguments = arguments![
+            w.first,
+            w.stride as u64,
+            count(matrices),
+            values.values,
+            transposed.values,
+            values.scales,
+            transposed.scales,
+            count(outputs),
+            count(inputs),
+            count(block_stride(inputs)),
+            count(block_stride(outputs))
+        ];
         kernel.launch(stream, grid, arguments)
     }
 }
 
-fn assert_lengths(x: Slice<Bf16>, y: Slice<Fp8>, width: usize, rows: Rows) {
-    let values = rows.most * width;
-    assert!(x.len() == values && y.len() == values, "{} rows of {width}", rows.most);
-    assert!(rows.count.len() <= 1, "one count");
-    assert_aligned(&[x]);
-    assert_aligned(&[y]);
+fn power(scale: Scale) -> u32 {
+    u32::from(scale == Scale::PowerOfTwo)
 }
 
-fn require_fp8(stream: &Stream) -> Result<()> {
-    let device = stream.device();
+/// Whether the GPU of a stream has FP8 at all.
+pub(super) fn require_fp8(stream: &Stream) -> Result<()> {
+    require(stream.device())
+}
+
+/// Whether a GPU has FP8 at all.
+///
+/// # Errors
+/// If not.
+pub fn require(device: &Device) -> Result<()> {
     if device.capability >= OLDEST {
         return Ok(());
     }

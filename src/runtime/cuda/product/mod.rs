@@ -230,6 +230,11 @@ impl Products {
         self.run(stream, problem, Launch { left: x, right: dy, out: dw, scales: None, add: true })
     }
 
+    /// Whether FP8 products of so many rows can be had here; otherwise there is [`super::ops::grouped_fp8`].
+    pub fn takes_fp8(&self, rows: usize) -> bool {
+        self.device.capability == 90 && rows.is_multiple_of(4) && version() >= FIRST_WITH_SCALES
+    }
+
     /// As [`Products::forward`], of FP8: `x` rows × inputs, `w` outputs × inputs. The number of rows and `outputs` are multiples of 4.
     ///
     /// # Errors
@@ -311,8 +316,7 @@ impl Products {
         (out, number, stride): (u64, Number, usize),
         add: bool,
     ) -> Result<()> {
-        // SAFETY: asks for a number alone.
-        let version = unsafe { sys::cublasLtGetVersion() };
+        let version = version();
         if self.device.capability != 90 || version < FIRST_WITH_SCALES {
             return Err(Error::new(format!(
                 "{} (compute capability {}.{}) with cuBLASLt {version} has no FP8 products with scales for every 128 values",
@@ -378,6 +382,12 @@ impl Drop for Products {
             let _ = unsafe { result::destroy_handle(self.handle) };
         }
     }
+}
+
+/// Of cuBLASLt.
+fn version() -> usize {
+    // SAFETY: asks for a number alone.
+    unsafe { sys::cublasLtGetVersion() }
 }
 
 /// Address and stride of a matrix that has the right length.

@@ -2,6 +2,7 @@
 
 use super::latent::Latent;
 use super::multi_head::MultiHead;
+use super::product::Input;
 use super::{Context, Sizes};
 use crate::error::Result;
 use crate::job::model;
@@ -24,7 +25,7 @@ impl Attention {
         shape: &Shape,
         (name, number): (&str, u32),
         sizes: Sizes,
-        store: &Store,
+        store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Self> {
         Ok(match &shape.model.attention {
@@ -37,8 +38,8 @@ impl Attention {
         })
     }
 
-    /// Adds to `y`, the stream. `normed`: tokens × hidden.
-    pub fn forward(&self, context: &Context, normed: Slice<Bf16>, y: Slice<Bf16>) -> Result<()> {
+    /// Adds to `y`, the stream. `normed`: tokens × hidden, complete.
+    pub fn forward(&self, context: &Context, normed: &Input, y: Slice<Bf16>) -> Result<()> {
         match self {
             Self::MultiHead(attention) => attention.forward(context, normed, y),
             Self::Latent(attention) => attention.forward(context, normed, y),
@@ -54,7 +55,7 @@ impl Attention {
     }
 
     /// Adds to the gradients of its matrices.
-    pub fn accumulate(&self, context: &Context, normed: Slice<Bf16>, dy: Slice<Bf16>) -> Result<()> {
+    pub fn accumulate(&self, context: &Context, normed: &Input, dy: Slice<Bf16>) -> Result<()> {
         match self {
             Self::MultiHead(attention) => attention.accumulate(context, normed, dy),
             Self::Latent(attention) => attention.accumulate(context, normed, dy),

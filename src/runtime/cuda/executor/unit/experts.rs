@@ -1,14 +1,15 @@
 //! The router and the routed experts of a layer, with what goes out to them and comes back.
 
+use super::product::{Input, Product};
 use super::{Context, Exchange, Sizes, absent};
 use crate::error::Result;
-use crate::job::model::Moe;
+use crate::job::model::{Dtype, Moe};
 use crate::runtime::cuda::exchange::Routed;
 use crate::runtime::cuda::executor::blocks::{Block, Blocks, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
-use crate::runtime::cuda::ops::grouped::{self, Experts as Group};
+use crate::runtime::cuda::ops::quantise::{self, Groups};
 use crate::runtime::cuda::ops::router::{self, Rule};
-use crate::runtime::cuda::ops::{Rows, exchange, swiglu};
+use crate::runtime::cuda::ops::{exchange, swiglu};
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -16,21 +17,24 @@ use crate::runtime::host::Shape;
 pub struct Experts {
     rule: Rule,
     hidden: usize,
+    /// Rows of routed tokens that there is room for.
+    capacity: usize,
     router: Matrix,
     balance: Option<Vector>,
-    /// Each matrix of all experts.
-    gate_up: (Group<Bf16>, Group<f32>),
-    down: (Group<Bf16>, Group<f32>),
+    gate_up: Product,
+    down: Product,
     /// Width between the matrices.
     width: usize,
     /// tokens × experts.
     scores: Spot<f32>,
     d_logits: Spot<Bf16>,
     routing: Routing,
+    /// Where exchanges that send tokens and gradients to experts do so in FP8: what is sent, in F and in I.
+    sent: Option<[Spot<Bf16>; 2]>,
     /// capacity × hidden, and so on: rows of routed tokens, by expert.
-    arrived: Spot<Bf16>,
+    arrived: Input,
     inner: Spot<Bf16>,
-    active: Spot<Bf16>,
+    active: Input,
     results: Spot<Bf16>,
     /// tokens · top-k × hidden.
     returned: Spot<Bf16>,
@@ -55,7 +59,14 @@ struct Routing {
 
 impl Experts {
     /// `name` is what stands in front of the layer's tensors.
-    pub fn new(shape: &Shape, moe: &Moe, name: &str, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
+    pub fn new(
+        shape: &Shape,
+        moe: &Moe,
+        name: &str,
+        sizes: Sizes,
+        store: &mut Store,
+        packer: &mut Packer,
+    ) -> Result<Self> {
         let Sizes { tokens, capacity, local_experts, first_expert } = sizes;
         let of = |part: &str| format!("{name}.{part}");
         if store.vector_if_any(&of("router.logits.bias")).is_some() {
@@ -68,14 +79,14 @@ impl Experts {
         if store.vector_if_any(&expert(first_expert, "gate_up.bias")).is_some() {
             return Err(absent("experts with biases"));
         }
-        let group = |part: &str| -> Result<(Group<Bf16>, Group<f32>)> {
+        let formats = shape.policy.expert();
+        let names = |part: &str| -> Vec<String> {
             let numbers = first_expert..first_expert + local_experts as u32;
-            let names: Vec<String> = numbers.map(|number| expert(number, part)).collect();
-            let (range, stride) = store.group(&names)?;
-            let values = Group { first: store.copy().part(range.clone()), stride, count: local_experts };
-            Ok((values, Group { first: store.gradients().part(range), stride, count: local_experts }))
+            numbers.map(|number| expert(number, part)).collect()
         };
-        let width = store.matrix(&expert(first_expert, "down.weight"))?.inputs;
+        let gate_up = Product::of_experts(formats.gate_up, &names("gate_up.weight"), capacity, store, packer)?;
+        let down = Product::of_experts(formats.down, &names("down.weight"), capacity, store, packer)?;
+        let width = down.inputs;
         let (hidden, experts, top_k) = (shape.hidden(), moe.experts as usize, moe.top_k as usize);
         let sent = tokens * top_k;
         Ok(Self {
@@ -89,10 +100,11 @@ impl Experts {
                 factor: shape.routing.factor as f32,
             },
             hidden,
+            capacity,
             router: store.matrix(&of("router.logits.weight"))?,
             balance: store.vector_if_any(&of("router.balance")),
-            gate_up: group("gate_up.weight")?,
-            down: group("down.weight")?,
+            gate_up,
+            down,
             width,
             scores: packer.take(Block::UntilI, tokens * experts),
             d_logits: packer.take(Block::FromI, tokens * experts),
@@ -104,9 +116,11 @@ impl Experts {
                 sources: packer.take(Block::UntilI, capacity),
                 row_weights: packer.take(Block::UntilI, capacity),
             },
-            arrived: packer.take(Block::UntilW, capacity * hidden),
+            sent: (shape.policy.dispatch() == Some(Dtype::Fp8))
+                .then(|| [Block::Forward, Block::Backward].map(|block| packer.take(block, tokens * hidden))),
+            arrived: Input::new(packer, Some(formats.gate_up), (capacity, hidden), Block::Forward),
             inner: packer.take(Block::UntilI, capacity * 2 * width),
-            active: packer.take(Block::UntilW, capacity * width),
+            active: Input::new(packer, Some(formats.down), (capacity, width), Block::Forward),
             results: packer.take(Block::Forward, capacity * hidden),
             returned: packer.take(Block::Forward, sent * hidden),
             d_results: packer.take(Block::FromI, capacity * hidden),
@@ -132,7 +146,7 @@ impl Experts {
     /// F of dispatch.
     pub fn dispatch(&self, context: &Context, exchange: &mut Exchange, tokens: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let arrived = blocks.at(self.arrived);
+        let (tokens, arrived) = (self.sent(context, 0, tokens)?, self.arrived.values(blocks));
         exchange.member.dispatch(
             (stream, exchange.watch),
             sms,
@@ -147,21 +161,13 @@ impl Experts {
     /// F of the experts.
     pub fn forward(&self, context: &Context) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let routed = self.routed(blocks);
-        let (inner, active) = (blocks.at(self.inner), blocks.at(self.active));
-        let (hidden, width) = (self.hidden, self.width);
-        grouped::forward(
-            stream,
-            sms,
-            blocks.at(self.arrived),
-            self.gate_up.0,
-            routed.offsets,
-            inner,
-            (hidden, 2 * width),
-        )?;
-        let weights = routed.row_weights;
-        swiglu::forward(stream, sms, inner, weights, active, width, self.rows(&routed))?;
-        grouped::forward(stream, sms, active, self.down.0, routed.offsets, blocks.at(self.results), (width, hidden))
+        let (groups, weights) = (self.groups(blocks), blocks.at(self.routing.row_weights));
+        let (inner, active) = (blocks.at(self.inner), self.active.values(blocks));
+        self.arrived.complete(context, groups)?;
+        self.gate_up.forward(context, &self.arrived, groups, inner, false)?;
+        swiglu::forward(stream, sms, inner, weights, active, self.width, groups.rows())?;
+        self.active.complete(context, groups)?;
+        self.down.forward(context, &self.active, groups, blocks.at(self.results), false)
     }
 
     /// F of combine, but for the sum.
@@ -180,7 +186,7 @@ impl Experts {
     /// I of combine.
     pub fn combine_gradient(&self, context: &Context, exchange: &mut Exchange, dy: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let d_results = blocks.at(self.d_results);
+        let (dy, d_results) = (self.sent(context, 1, dy)?, blocks.at(self.d_results));
         exchange.member.combine_gradient(
             (stream, exchange.watch),
             sms,
@@ -195,16 +201,13 @@ impl Experts {
     /// I of the experts.
     pub fn input_gradient(&self, context: &Context) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let routed = self.routed(blocks);
-        let (hidden, width) = (self.hidden, self.width);
+        let (groups, weights) = (self.groups(blocks), blocks.at(self.routing.row_weights));
         let (d_active, d_inner) = (blocks.at(self.d_active), blocks.at(self.d_inner));
-        let d_results = blocks.at(self.d_results);
-        grouped::input_gradient(stream, sms, d_results, self.down.0, routed.offsets, d_active, (width, hidden))?;
+        self.down.input_gradient(context, blocks.at(self.d_results), groups, d_active, false)?;
         let (inner, d_weights) = (blocks.at(self.inner), blocks.at(self.d_row_weights));
-        let rows = self.rows(&routed);
-        swiglu::input_gradient(stream, sms, inner, routed.row_weights, d_active, d_inner, d_weights, width, rows)?;
-        let d_arrived = blocks.at(self.d_arrived);
-        grouped::input_gradient(stream, sms, d_inner, self.gate_up.0, routed.offsets, d_arrived, (hidden, 2 * width))
+        let (width, rows) = (self.width, groups.rows());
+        swiglu::input_gradient(stream, sms, inner, weights, d_active, d_inner, d_weights, width, rows)?;
+        self.gate_up.input_gradient(context, d_inner, groups, blocks.at(self.d_arrived), false)
     }
 
     /// I of dispatch, but for the sum.
@@ -244,12 +247,9 @@ impl Experts {
 
     /// W of the experts.
     pub fn accumulate(&self, context: &Context) -> Result<()> {
-        let &Context { stream, sms, blocks, .. } = context;
-        let offsets = blocks.at(self.routing.offsets);
-        let (active, d_results) = (blocks.at(self.active), blocks.at(self.d_results));
-        grouped::weight_gradient(stream, sms, active, d_results, offsets, self.down.1, (self.width, self.hidden))?;
-        let (arrived, d_inner) = (blocks.at(self.arrived), blocks.at(self.d_inner));
-        grouped::weight_gradient(stream, sms, arrived, d_inner, offsets, self.gate_up.1, (self.hidden, 2 * self.width))
+        let (blocks, groups) = (context.blocks, self.groups(context.blocks));
+        self.down.accumulate(context, &self.active, blocks.at(self.d_results), groups)?;
+        self.gate_up.accumulate(context, &self.arrived, blocks.at(self.d_inner), groups)
     }
 
     fn routed(&self, blocks: &Blocks) -> Routed {
@@ -265,8 +265,15 @@ impl Experts {
     }
 
     /// Rows that the experts have.
-    fn rows(&self, routed: &Routed) -> Rows {
-        let local = routed.offsets.len() - 1;
-        Rows { most: routed.sources.len(), count: routed.offsets.part(local..local + 1) }
+    fn groups(&self, blocks: &Blocks) -> Groups {
+        Groups { most: self.capacity, offsets: blocks.at(self.routing.offsets) }
+    }
+
+    /// What of rows is sent to experts, in F (0) or in I (1): themselves, or rounded to FP8. They travel as bf16, so as many bytes.
+    fn sent(&self, context: &Context, phase: usize, rows: Slice<Bf16>) -> Result<Slice<Bf16>> {
+        let Some(spots) = self.sent else { return Ok(rows) };
+        let sent = context.blocks.at(spots[phase]);
+        quantise::round_rows(context.stream, context.sms, rows, sent, self.hidden)?;
+        Ok(sent)
     }
 }

@@ -1,11 +1,13 @@
 //! Multi-head latent attention (DeepSeek-V2 report, section 2.1).
 
+use super::product::{Input, Product};
 use super::{Context, Sizes};
 use crate::error::Result;
 use crate::job::model::Mla as Dims;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
-use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
+use crate::runtime::cuda::executor::store::{Store, Vector};
 use crate::runtime::cuda::ops::attention::{self, Core, Strided};
+use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::rope::{self, Direction, Heads};
 use crate::runtime::cuda::ops::{latent, norm};
 use crate::runtime::cuda::{Bf16, Slice};
@@ -16,20 +18,20 @@ pub struct Latent {
     core: Core,
     dims: latent::Dims,
     query: Option<Query>,
-    q_up: Matrix,
-    kv_down: Matrix,
+    q_up: Product,
+    kv_down: Product,
     kv_norm: Vector,
-    kv_up: Matrix,
-    output: Matrix,
+    kv_up: Product,
+    output: Product,
     /// tokens × (latent of k and v, rotated part of k).
     down: Spot<Bf16>,
-    kv_normed: Spot<Bf16>,
+    kv_normed: Input,
     /// tokens × heads · (k without position, v): only until k and v are spread.
     kv: Spot<Bf16>,
     q: Spot<Bf16>,
     k: Spot<Bf16>,
     v: Spot<Bf16>,
-    o: Spot<Bf16>,
+    o: Input,
     log_sums: Spot<f32>,
     d_o: Spot<Bf16>,
     d_q: Spot<Bf16>,
@@ -44,10 +46,10 @@ pub struct Latent {
 
 /// The latent of the query, where it has one.
 struct Query {
-    down: Matrix,
+    down: Product,
     norm: Vector,
     latent: Spot<Bf16>,
-    normed: Spot<Bf16>,
+    normed: Input,
     d_latent: Spot<Bf16>,
     d_normed: Spot<Bf16>,
 }
@@ -59,7 +61,7 @@ impl Latent {
         dims: &Dims,
         name: &str,
         sizes: Sizes,
-        store: &Store,
+        store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Self> {
         let tokens = sizes.tokens;
@@ -70,33 +72,39 @@ impl Latent {
         let core =
             Core { heads, kv_heads: heads, qk_dim: qk, value_dim: value, sequence: shape.sequence, window: None };
         let of = |part: &str| format!("{name}.{part}");
-        let mut query = |rank: u32| -> Result<Query> {
-            let mut take = |block| packer.take(block, tokens * rank as usize);
-            Ok(Query {
-                down: store.matrix(&of("q_down.weight"))?,
-                norm: store.vector(&of("q_norm.gain"))?,
-                latent: take(Block::UntilI),
-                normed: take(Block::UntilW),
-                d_latent: take(Block::FromI),
-                d_normed: take(Block::Backward),
-            })
+        let (kv_norm, query_norm) = (store.vector(&of("kv_norm.gain"))?, store.vector(&of("q_norm.gain")));
+        let (formats, out) = (shape.policy.products(), shape.policy.attention_output());
+        let mut product =
+            |formats, part: &str, packer: &mut Packer| Product::of_tokens(formats, &of(part), tokens, store, packer);
+        let query = match dims.q_rank {
+            None => None,
+            Some(rank) => {
+                let rank = rank as usize;
+                Some(Query {
+                    down: product(formats, "q_down.weight", packer)?,
+                    norm: query_norm?,
+                    latent: packer.take(Block::UntilI, tokens * rank),
+                    normed: Input::new(packer, Some(formats), (tokens, rank), Block::Forward),
+                    d_latent: packer.take(Block::FromI, tokens * rank),
+                    d_normed: packer.take(Block::Backward, tokens * rank),
+                })
+            }
         };
-        let query = dims.q_rank.map(&mut query).transpose()?;
         let widest = dims.q_rank.unwrap_or(0).max(dims.kv_rank) as usize;
         Ok(Self {
             query,
-            q_up: store.matrix(&of("q_up.weight"))?,
-            kv_down: store.matrix(&of("kv_down.weight"))?,
-            kv_norm: store.vector(&of("kv_norm.gain"))?,
-            kv_up: store.matrix(&of("kv_up.weight"))?,
-            output: store.matrix(&of("output.weight"))?,
+            q_up: product(formats, "q_up.weight", packer)?,
+            kv_down: product(formats, "kv_down.weight", packer)?,
+            kv_norm,
+            kv_up: product(formats, "kv_up.weight", packer)?,
+            output: product(out, "output.weight", packer)?,
             down: packer.take(Block::UntilI, tokens * (kv_rank + rope)),
-            kv_normed: packer.take(Block::UntilW, tokens * kv_rank),
+            kv_normed: Input::new(packer, Some(formats), (tokens, kv_rank), Block::Forward),
             kv: packer.take(Block::Forward, tokens * heads * (nope + value)),
             q: packer.take(Block::UntilI, tokens * heads * qk),
             k: packer.take(Block::UntilI, tokens * heads * qk),
             v: packer.take(Block::UntilI, tokens * heads * value),
-            o: packer.take(Block::UntilW, tokens * heads * value),
+            o: Input::new(packer, Some(out), (tokens, heads * value), Block::UntilI),
             log_sums: packer.take(Block::UntilI, tokens * heads),
             d_o: packer.take(Block::Backward, tokens * heads * value),
             d_q: packer.take(Block::FromI, tokens * heads * qk),
@@ -113,34 +121,39 @@ impl Latent {
     }
 
     /// See [`super::attention::Attention::forward`].
-    pub fn forward(&self, context: &Context, normed: Slice<Bf16>, y: Slice<Bf16>) -> Result<()> {
+    pub fn forward(&self, context: &Context, normed: &Input, y: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (q, k, v) = (blocks.at(self.q), blocks.at(self.k), blocks.at(self.v));
+        let all = Groups::one(context.tokens);
         let queries = match &self.query {
             Some(query) => {
-                let (latent, normed_latent) = (blocks.at(query.latent), blocks.at(query.normed));
-                context.product(normed, query.down, latent, false)?;
+                let latent = blocks.at(query.latent);
+                query.down.forward(context, normed, all, latent, false)?;
                 let gain = query.norm.values;
-                norm::forward(stream, sms, (latent, gain.len()), gain, normed_latent, context.epsilon())?;
-                normed_latent
+                let to = query.normed.values(blocks);
+                norm::forward(stream, sms, (latent, gain.len()), gain, to, context.epsilon())?;
+                query.normed.complete(context, all)?;
+                &query.normed
             }
             None => normed,
         };
-        context.product(queries, self.q_up, q, false)?;
+        self.q_up.forward(context, queries, all, q, false)?;
         self.turn_queries(context, q, Direction::Forward)?;
 
-        let (down, kv_normed, kv) = (blocks.at(self.down), blocks.at(self.kv_normed), blocks.at(self.kv));
-        context.product(normed, self.kv_down, down, false)?;
+        let (down, kv) = (blocks.at(self.down), blocks.at(self.kv));
+        self.kv_down.forward(context, normed, all, down, false)?;
         self.turn_shared(context, down, Direction::Forward)?;
         let (gain, stride) = (self.kv_norm.values, self.kv_down.outputs);
-        norm::forward(stream, sms, (down, stride), gain, kv_normed, context.epsilon())?;
-        context.product(kv_normed, self.kv_up, kv, false)?;
+        norm::forward(stream, sms, (down, stride), gain, self.kv_normed.values(blocks), context.epsilon())?;
+        self.kv_normed.complete(context, all)?;
+        self.kv_up.forward(context, &self.kv_normed, all, kv, false)?;
         latent::spread(stream, sms, kv, (down, stride, gain.len()), k, v, self.dims)?;
 
-        let (o, log_sums) = (blocks.at(self.o), blocks.at(self.log_sums));
+        let (o, log_sums) = (self.o.values(blocks), blocks.at(self.log_sums));
         let [q, k, v] = self.strided([q, k, v]);
         attention::forward(stream, sms, &self.core, q, k, v, Slice::none(), o, log_sums)?;
-        context.product(o, self.output, y, true)
+        self.o.complete(context, all)?;
+        self.output.forward(context, &self.o, all, y, true)
     }
 
     /// See [`super::attention::Attention::input_gradient`].
@@ -148,10 +161,11 @@ impl Latent {
         let &Context { stream, sms, blocks, .. } = context;
         let epsilon = context.epsilon();
         let (d_o, d_q, d_k, d_v) = (blocks.at(self.d_o), blocks.at(self.d_q), blocks.at(self.d_k), blocks.at(self.d_v));
-        context.product_input(dy, self.output, d_o, false)?;
+        let all = Groups::one(context.tokens);
+        self.output.input_gradient(context, dy, all, d_o, false)?;
         let [q, k, v] = self.strided([blocks.at(self.q), blocks.at(self.k), blocks.at(self.v)]);
         let [strided_q, strided_k, strided_v] = self.strided([d_q, d_k, d_v]);
-        let (o, log_sums, scratch) = (blocks.at(self.o), blocks.at(self.log_sums), blocks.at(self.core_scratch));
+        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch));
         let none = Slice::none();
         attention::input_gradient(
             stream, sms, &self.core, q, k, v, none, o, d_o, log_sums, strided_q, strided_k, strided_v, none, scratch,
@@ -161,37 +175,37 @@ impl Latent {
         let (gain, stride) = (self.kv_norm, self.kv_down.outputs);
         let rank = gain.values.len();
         latent::gather(stream, sms, d_kv, (d_down, stride, rank), d_k, d_v, self.dims)?;
-        context.product_input(d_kv, self.kv_up, d_kv_normed, false)?;
+        self.kv_up.input_gradient(context, d_kv, all, d_kv_normed, false)?;
         let (down, gain_scratch) = (blocks.at(self.down), blocks.at(self.gain_scratch));
         norm::gain_gradient(stream, sms, (down, stride), d_kv_normed, gain.gradient, gain_scratch, epsilon)?;
         norm::input_gradient(stream, sms, (down, stride), gain.values, d_kv_normed, (d_down, stride), None, epsilon)?;
         self.turn_shared(context, d_down, Direction::Back)?;
-        context.product_input(d_down, self.kv_down, d_normed, false)?;
+        self.kv_down.input_gradient(context, d_down, all, d_normed, false)?;
 
         self.turn_queries(context, d_q, Direction::Back)?;
-        let Some(query) = &self.query else { return context.product_input(d_q, self.q_up, d_normed, true) };
+        let Some(query) = &self.query else { return self.q_up.input_gradient(context, d_q, all, d_normed, true) };
         let (latent, d_latent, d_query) =
             (blocks.at(query.latent), blocks.at(query.d_latent), blocks.at(query.d_normed));
-        context.product_input(d_q, self.q_up, d_query, false)?;
+        self.q_up.input_gradient(context, d_q, all, d_query, false)?;
         let gain = query.norm;
         let width = gain.values.len();
         norm::gain_gradient(stream, sms, (latent, width), d_query, gain.gradient, gain_scratch, epsilon)?;
         norm::input_gradient(stream, sms, (latent, width), gain.values, d_query, (d_latent, width), None, epsilon)?;
-        context.product_input(d_latent, query.down, d_normed, true)
+        query.down.input_gradient(context, d_latent, all, d_normed, true)
     }
 
     /// See [`super::attention::Attention::accumulate`].
-    pub fn accumulate(&self, context: &Context, normed: Slice<Bf16>, dy: Slice<Bf16>) -> Result<()> {
-        let blocks = context.blocks;
-        context.product_weight(blocks.at(self.o), dy, self.output)?;
-        context.product_weight(blocks.at(self.kv_normed), blocks.at(self.d_kv), self.kv_up)?;
-        context.product_weight(normed, blocks.at(self.d_down), self.kv_down)?;
+    pub fn accumulate(&self, context: &Context, normed: &Input, dy: Slice<Bf16>) -> Result<()> {
+        let (blocks, all) = (context.blocks, Groups::one(context.tokens));
+        self.output.accumulate(context, &self.o, dy, all)?;
+        self.kv_up.accumulate(context, &self.kv_normed, blocks.at(self.d_kv), all)?;
+        self.kv_down.accumulate(context, normed, blocks.at(self.d_down), all)?;
         match &self.query {
             Some(query) => {
-                context.product_weight(blocks.at(query.normed), blocks.at(self.d_q), self.q_up)?;
-                context.product_weight(normed, blocks.at(query.d_latent), query.down)
+                self.q_up.accumulate(context, &query.normed, blocks.at(self.d_q), all)?;
+                query.down.accumulate(context, normed, blocks.at(query.d_latent), all)
             }
-            None => context.product_weight(normed, blocks.at(self.d_q), self.q_up),
+            None => self.q_up.accumulate(context, normed, blocks.at(self.d_q), all),
         }
     }
 

@@ -3,11 +3,13 @@
 use super::attention::Attention;
 use super::experts::Experts;
 use super::mlp::Mlp;
+use super::product::Input;
 use super::{Context, Exchange, Sizes};
 use crate::error::Result;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Store, Vector};
 use crate::runtime::cuda::ops::norm;
+use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -19,11 +21,11 @@ pub struct LayerUnit {
     last: Last,
     x: Spot<Bf16>,
     /// What the attention reads.
-    normed: Spot<Bf16>,
+    normed: Input,
     /// The residual stream behind the attention.
     stream: Spot<Bf16>,
     /// What router, experts or the dense MLP read.
-    tokens: Spot<Bf16>,
+    tokens: Input,
     dy: Spot<Bf16>,
     d_stream: Spot<Bf16>,
     d_normed: Spot<Bf16>,
@@ -50,24 +52,28 @@ impl LayerUnit {
         shape: &Shape,
         (name, number, with_experts): (&str, u32, bool),
         sizes: Sizes,
-        store: &Store,
+        store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Self> {
         let of = |part: &str| format!("{name}.{part}");
         let hidden = shape.hidden();
         let stream = sizes.tokens * hidden;
+        let formats = shape.policy.mlp();
+        // Routers and their gradients read tokens in bf16.
+        let (mut read, mut kept) = (Some(formats.gate_up), Block::Forward);
         let last = match shape.model.moe.as_ref().filter(|_| with_experts) {
-            None => Last::Dense(Mlp::new(&of("mlp"), sizes, store, packer)?),
+            None => Last::Dense(Mlp::new(formats, &of("mlp"), sizes, store, packer)?),
             Some(moe) => {
                 let routed = Box::new(Experts::new(shape, moe, name, sizes, store, packer)?);
                 let mut shared = || -> Result<Shared> {
                     Ok(Shared {
-                        mlp: Mlp::new(&of("mlp.shared"), sizes, store, packer)?,
+                        mlp: Mlp::new(formats, &of("mlp.shared"), sizes, store, packer)?,
                         output: packer.take(Block::Forward, stream),
                         d_tokens: packer.take(Block::Backward, stream),
                     })
                 };
                 let shared = (moe.shared_width > 0).then(&mut shared).transpose()?;
+                (read, kept) = (read.filter(|_| shared.is_some()), Block::UntilW);
                 Last::Experts { routed, shared }
             }
         };
@@ -77,9 +83,9 @@ impl LayerUnit {
             mlp_norm: store.vector(&of("mlp_norm.gain"))?,
             last,
             x: packer.take(Block::UntilI, stream),
-            normed: packer.take(Block::UntilW, stream),
+            normed: Input::new(packer, Some(shape.policy.products()), (sizes.tokens, hidden), Block::Forward),
             stream: packer.take(Block::UntilI, stream),
-            tokens: packer.take(Block::UntilW, stream),
+            tokens: Input::new(packer, read, (sizes.tokens, hidden), kept),
             dy: packer.take(Block::FromI, stream),
             d_stream: packer.take(Block::FromI, stream),
             d_normed: packer.take(Block::Backward, stream),
@@ -101,12 +107,13 @@ impl LayerUnit {
     /// F of the attention; with experts also of the router.
     pub fn attention_forward(&self, context: &Context) -> Result<()> {
         let blocks = context.blocks;
-        let (x, normed, stream) = (blocks.at(self.x), blocks.at(self.normed), blocks.at(self.stream));
-        self.norm(context, self.attention_norm, x, normed)?;
+        let (x, stream) = (blocks.at(self.x), blocks.at(self.stream));
+        self.norm(context, self.attention_norm, x, self.normed.values(blocks))?;
+        self.normed.complete(context, Groups::one(context.tokens))?;
         stream.copy_from(context.stream, x)?;
-        self.attention.forward(context, normed, stream)?;
+        self.attention.forward(context, &self.normed, stream)?;
         let Last::Experts { routed, .. } = &self.last else { return Ok(()) };
-        let tokens = blocks.at(self.tokens);
+        let tokens = self.tokens.values(blocks);
         self.norm(context, self.mlp_norm, stream, tokens)?;
         routed.route(context, tokens)
     }
@@ -115,7 +122,7 @@ impl LayerUnit {
     pub fn dispatch(&self, context: &Context, exchange: &mut Exchange) -> Result<()> {
         match &self.last {
             Last::Dense(_) => Ok(()),
-            Last::Experts { routed, .. } => routed.dispatch(context, exchange, context.blocks.at(self.tokens)),
+            Last::Experts { routed, .. } => routed.dispatch(context, exchange, self.tokens.values(context.blocks)),
         }
     }
 
@@ -124,15 +131,16 @@ impl LayerUnit {
     pub fn mlp_forward(&self, context: &Context, exchange: Option<&mut Exchange>, y: Slice<Bf16>) -> Result<()> {
         match &self.last {
             Last::Dense(mlp) => {
-                let (stream, tokens) = (context.blocks.at(self.stream), context.blocks.at(self.tokens));
-                self.norm(context, self.mlp_norm, stream, tokens)?;
+                let stream = context.blocks.at(self.stream);
+                self.norm(context, self.mlp_norm, stream, self.tokens.values(context.blocks))?;
+                self.tokens.complete(context, Groups::one(context.tokens))?;
                 y.copy_from(context.stream, stream)?;
-                mlp.forward(context, tokens, y, true)
+                mlp.forward(context, &self.tokens, y, true)
             }
             Last::Experts { routed, .. } => match exchange {
                 None => routed.forward(context),
                 Some(exchange) => {
-                    routed.dispatch(context, exchange, context.blocks.at(self.tokens))?;
+                    routed.dispatch(context, exchange, self.tokens.values(context.blocks))?;
                     routed.forward(context)?;
                     routed.combine(context, exchange)
                 }
@@ -144,8 +152,8 @@ impl LayerUnit {
     pub fn shared_forward(&self, context: &Context) -> Result<()> {
         match &self.last {
             Last::Experts { shared: Some(shared), .. } => {
-                let blocks = context.blocks;
-                shared.mlp.forward(context, blocks.at(self.tokens), blocks.at(shared.output), false)
+                self.tokens.complete(context, Groups::one(context.tokens))?;
+                shared.mlp.forward(context, &self.tokens, context.blocks.at(shared.output), false)
             }
             Last::Dense(_) | Last::Experts { shared: None, .. } => Ok(()),
         }
@@ -230,10 +238,10 @@ impl LayerUnit {
     /// W of the attention and of the router.
     pub fn accumulate_attention(&self, context: &Context) -> Result<()> {
         let blocks = context.blocks;
-        self.attention.accumulate(context, blocks.at(self.normed), blocks.at(self.d_stream))?;
+        self.attention.accumulate(context, &self.normed, blocks.at(self.d_stream))?;
         match &self.last {
             Last::Dense(_) => Ok(()),
-            Last::Experts { routed, .. } => routed.accumulate_router(context, blocks.at(self.tokens)),
+            Last::Experts { routed, .. } => routed.accumulate_router(context, self.tokens.values(blocks)),
         }
     }
 
@@ -241,7 +249,7 @@ impl LayerUnit {
     pub fn accumulate_mlp(&self, context: &Context) -> Result<()> {
         let blocks = context.blocks;
         match &self.last {
-            Last::Dense(mlp) => mlp.accumulate(context, blocks.at(self.tokens), blocks.at(self.dy)),
+            Last::Dense(mlp) => mlp.accumulate(context, &self.tokens, blocks.at(self.dy)),
             Last::Experts { routed, .. } => routed.accumulate(context),
         }
     }
@@ -251,7 +259,7 @@ impl LayerUnit {
         let blocks = context.blocks;
         match &self.last {
             Last::Experts { shared: Some(shared), .. } => {
-                shared.mlp.accumulate(context, blocks.at(self.tokens), blocks.at(self.dy))
+                shared.mlp.accumulate(context, &self.tokens, blocks.at(self.dy))
             }
             Last::Dense(_) | Last::Experts { shared: None, .. } => Ok(()),
         }

@@ -2,7 +2,7 @@
 //! a routed row is multiplied in where the expert works on it (`w · silu(gate) · up`), not where its result comes back. So results need
 //! not be kept for the gradient of the weights, and what comes back is a plain sum.
 //!
-//! Values are bf16, sums and gradients of parameters fp32. Gradients of gains, biases of norms and loads of experts are added up in I,
+//! Values are bf16, what products read FP8 where the policy says so ([`product`]), sums and gradients of parameters fp32. Gradients of gains, biases of norms and loads of experts are added up in I,
 //! those of matrices in W.
 
 mod attention;
@@ -12,6 +12,7 @@ mod latent;
 mod layer;
 mod mlp;
 mod multi_head;
+mod product;
 
 pub use ends::{EmbeddingUnit, HeadUnit};
 pub use layer::LayerUnit;
@@ -79,7 +80,7 @@ impl UnitOps {
     ///
     /// # Errors
     /// If the model has something that this runtime has not.
-    pub fn new(shape: &Shape, unit: Unit, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
+    pub fn new(shape: &Shape, unit: Unit, sizes: Sizes, store: &mut Store, packer: &mut Packer) -> Result<Self> {
         packer.next_unit();
         let name = unit::name(unit);
         Ok(match unit {

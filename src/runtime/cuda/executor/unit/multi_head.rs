@@ -1,11 +1,13 @@
 //! Multi-head and grouped-query attention.
 
+use super::product::{Input, Product};
 use super::{Context, Sizes};
 use crate::error::Result;
 use crate::job::model::MultiHead as Dims;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
-use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
+use crate::runtime::cuda::executor::store::{Store, Vector};
 use crate::runtime::cuda::ops::attention::{self, Core, Strided};
+use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::rope::{self, Direction, Heads};
 use crate::runtime::cuda::ops::{bias, element, norm};
 use crate::runtime::cuda::{Bf16, Slice};
@@ -14,16 +16,16 @@ use crate::runtime::host::Shape;
 /// Parameters, and where values lie.
 pub struct MultiHead {
     core: Core,
-    qkv: Matrix,
+    qkv: Product,
     qkv_bias: Option<Vector>,
     head_norms: Option<HeadNorms>,
     sinks: Option<Vector>,
-    output: Matrix,
+    output: Product,
     output_bias: Option<Vector>,
     /// tokens × (q, k, v); rotated in place where heads have no norm.
     qkv_values: Spot<Bf16>,
     /// tokens × heads · width.
-    o: Spot<Bf16>,
+    o: Input,
     /// heads × tokens.
     log_sums: Spot<f32>,
     d_qkv: Spot<Bf16>,
@@ -51,7 +53,7 @@ impl MultiHead {
         dims: &Dims,
         (name, number): (&str, u32),
         sizes: Sizes,
-        store: &Store,
+        store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Self> {
         let tokens = sizes.tokens;
@@ -82,16 +84,17 @@ impl MultiHead {
                 scratch: packer.take(Block::Backward, norm::gain_gradient_scratch(tokens * heads, width)),
             })
         };
+        let out = shape.policy.attention_output();
         let head_norms = dims.qk_norm.then(&mut head_norms).transpose()?;
         Ok(Self {
-            qkv: store.matrix(&of("qkv.weight"))?,
+            qkv: Product::of_tokens(shape.policy.products(), &of("qkv.weight"), tokens, store, packer)?,
             qkv_bias: store.vector_if_any(&of("qkv.bias")),
             head_norms,
             sinks: store.vector_if_any(&of("sinks")),
-            output: store.matrix(&of("output.weight"))?,
+            output: Product::of_tokens(out, &of("output.weight"), tokens, store, packer)?,
             output_bias: store.vector_if_any(&of("output.bias")),
             qkv_values: packer.take(Block::UntilI, tokens * all),
-            o: packer.take(Block::UntilW, tokens * heads * width),
+            o: Input::new(packer, Some(out), (tokens, heads * width), Block::UntilI),
             log_sums: packer.take(Block::UntilI, tokens * heads),
             d_qkv: packer.take(Block::FromI, tokens * all),
             d_o: packer.take(Block::Backward, tokens * heads * width),
@@ -102,10 +105,11 @@ impl MultiHead {
     }
 
     /// See [`super::attention::Attention::forward`].
-    pub fn forward(&self, context: &Context, normed: Slice<Bf16>, y: Slice<Bf16>) -> Result<()> {
+    pub fn forward(&self, context: &Context, normed: &Input, y: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let qkv = blocks.at(self.qkv_values);
-        context.product(normed, self.qkv, qkv, false)?;
+        let all = Groups::one(context.tokens);
+        self.qkv.forward(context, normed, all, qkv, false)?;
         if let Some(added) = self.qkv_bias {
             bias::add(stream, sms, qkv, added.values)?;
         }
@@ -122,9 +126,10 @@ impl MultiHead {
         }
         self.turn(context, self.turned(context, qkv), Direction::Forward)?;
         let [q, k, v] = self.core_inputs(context, qkv);
-        let (o, log_sums) = (blocks.at(self.o), blocks.at(self.log_sums));
+        let (o, log_sums) = (self.o.values(blocks), blocks.at(self.log_sums));
         attention::forward(stream, sms, &self.core, q, k, v, self.sinks(), o, log_sums)?;
-        context.product(o, self.output, y, true)?;
+        self.o.complete(context, all)?;
+        self.output.forward(context, &self.o, all, y, true)?;
         match self.output_bias {
             Some(added) => bias::add(stream, sms, y, added.values),
             None => Ok(()),
@@ -135,10 +140,11 @@ impl MultiHead {
     pub fn input_gradient(&self, context: &Context, dy: Slice<Bf16>, d_normed: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (qkv, d_qkv, d_o) = (blocks.at(self.qkv_values), blocks.at(self.d_qkv), blocks.at(self.d_o));
-        context.product_input(dy, self.output, d_o, false)?;
+        let all = Groups::one(context.tokens);
+        self.output.input_gradient(context, dy, all, d_o, false)?;
         let [q, k, v] = self.core_inputs(context, qkv);
         let [d_q, d_k, d_v] = self.parts(d_qkv);
-        let (o, log_sums, scratch) = (blocks.at(self.o), blocks.at(self.log_sums), blocks.at(self.core_scratch));
+        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch));
         let d_sinks = self.sinks.map_or(Slice::none(), |sinks| sinks.gradient);
         let (core, sinks) = (&self.core, self.sinks());
         attention::input_gradient(
@@ -161,15 +167,16 @@ impl MultiHead {
                 element::copy_columns(stream, sms, (dx, row), place, context.tokens, row)?;
             }
         }
-        context.product_input(d_qkv, self.qkv, d_normed, false)
+        self.qkv.input_gradient(context, d_qkv, all, d_normed, false)
     }
 
     /// See [`super::attention::Attention::accumulate`].
-    pub fn accumulate(&self, context: &Context, normed: Slice<Bf16>, dy: Slice<Bf16>) -> Result<()> {
+    pub fn accumulate(&self, context: &Context, normed: &Input, dy: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (d_qkv, scratch) = (blocks.at(self.d_qkv), blocks.at(self.bias_scratch));
-        context.product_weight(blocks.at(self.o), dy, self.output)?;
-        context.product_weight(normed, d_qkv, self.qkv)?;
+        let all = Groups::one(context.tokens);
+        self.output.accumulate(context, &self.o, dy, all)?;
+        self.qkv.accumulate(context, normed, d_qkv, all)?;
         for (added, gradient) in [(self.qkv_bias, d_qkv), (self.output_bias, dy)] {
             if let Some(added) = added {
                 bias::gradient(stream, sms, gradient, added.gradient, scratch)?;
