@@ -192,7 +192,7 @@ fn what_cannot_be_run_is_refused() {
     assert!(refused(&["--resume"]).contains("--checkpoint"));
     assert!(refused(&["--checkpoint", "none", "--resume"]).contains("begin without `--resume`"));
     assert!(refused(&["--checkpoint", "c", "--resume", "--seed", "1"]).contains("cannot be used with"));
-    assert!(refused(&["--backend", "cuda"]).contains("possible values: host"));
+    assert!(refused(&["--backend", "tpu"]).contains("possible values: host, cuda"));
 
     let train = |flags: &[&str]| {
         stdout(&dualweave(folder.path(), &[&["run", "plan.ron", "--steps", "1", "--checkpoint", "c"], flags].concat()))
