@@ -22,7 +22,7 @@ def main(path: str, item: str) -> None:
     rows = ["compute", "exchanges"]
 
     def x(time: float) -> float:
-        return LEFT + (time - start) / length * (WIDTH - LEFT - 10)
+        return LEFT + (time - start) / length * (WIDTH - LEFT - 40)
 
     print(f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{40 + HIGH * 2 + 40}" font-family="sans-serif" font-size="12">')
     print('<rect width="100%" height="100%" fill="white"/>')
