@@ -174,9 +174,10 @@ fn nothing_is_shorter_where_everything_was_tried() {
     assert!(missed.is_empty(), "{} of {total}:\n{}", missed.len(), missed.join("\n"));
 }
 
-/// The same where backwards need memory while they run, by themselves more or less than in pairs.
+/// Nearly the same where backwards need memory while they run, by themselves more or less than in pairs: room is kept for the way that needs
+/// less, so that ranks never lock up, and in one of 50 cases at most that shuts out what is shortest.
 #[test]
-fn nothing_is_shorter_where_backwards_need_memory() {
+fn hardly_anything_is_shorter_where_backwards_need_memory() {
     let mut draw = Draw(11);
     let (mut missed, mut total, mut longer) = (Vec::new(), 0, 0);
     for (placement, ranks, per_rank, micro_batches) in SMALL {
@@ -201,7 +202,7 @@ fn nothing_is_shorter_where_backwards_need_memory() {
             }
         }
     }
-    assert!(missed.is_empty(), "{} of {total}:\n{}", missed.len(), missed.join("\n"));
+    assert!(missed.len() * 50 <= total, "{} of {total}:\n{}", missed.len(), missed.join("\n"));
     assert!(longer > 0, "in {total} cases it made no difference");
 }
 
