@@ -1,8 +1,19 @@
 //! `dualweave run`: what it prints, what it refuses, and that training goes on where it was broken off.
 
 use std::fs;
+#[cfg(unix)]
+use std::io::{BufRead as _, BufReader};
+#[cfg(unix)]
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+#[cfg(unix)]
+use std::process::Stdio;
 use std::process::{Command, Output};
+
+#[cfg(unix)]
+use dualweave::runtime::host::executor::checkpoint::Checkpoint;
+#[cfg(unix)]
+use serde_json::Value;
 
 const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs/run/small.ron");
 
@@ -81,6 +92,90 @@ fn training_goes_on_bit_for_bit() {
     fs::write(other.path().join("parts/checkpoint.safetensors"), saved("parts")).expect("a file");
     let args = ["run", "plan.ron", "--steps", "1", "--precision", "f64", "--checkpoint", "parts", "--resume"];
     assert!(stdout(&dualweave(other.path(), &args)).lines().last().expect("a step").trim().starts_with("6 "));
+}
+
+/// Where a training has come to: the checkpoint's bytes, and the steps before it; `None` if there is none.
+#[cfg(unix)]
+fn saved(folder: &Path) -> Option<(Vec<u8>, u32)> {
+    let bytes = fs::read(folder.join("checkpoint.safetensors")).ok()?;
+    let steps = Checkpoint::read(&bytes).expect("a whole checkpoint").progress.steps;
+    Some((bytes, steps))
+}
+
+/// Trains in `folder`/`name` until `when` says so, and is then killed by a signal (its name, its number). `when` sees the lines that
+/// were printed and the folder.
+#[cfg(unix)]
+fn killed(
+    folder: &Path,
+    name: &str,
+    (signal, number): (&str, i32),
+    when: impl FnOnce(&mut dyn Iterator<Item = String>, &Path),
+) {
+    let args = [
+        "run",
+        "plan.ron",
+        "--steps",
+        "1000000",
+        "--precision",
+        "f64",
+        "--checkpoint-every",
+        "1",
+        "--checkpoint",
+        name,
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dualweave"));
+    let mut run = command.current_dir(folder).args(args).stdout(Stdio::piped()).spawn().expect("the command starts");
+    // Open until the end: a closed pipe would end the run before the signal does.
+    let mut printed = BufReader::new(run.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+    when(&mut printed, &folder.join(name));
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", run.id())]).status().expect("a shell");
+    assert!(sent.success());
+    assert_eq!(run.wait().expect("it ends").signal(), Some(number), "{signal}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_training_goes_on_bit_for_bit() {
+    let folder = folder_with_plan(&[]);
+    let kill = ("KILL", 9);
+    // Behind so many lines, the heading's the first; a step's checkpoint is written behind its line, so mostly while it is.
+    let killed_behind = [(0, kill), (1, kill), (2, kill), (3, ("TERM", 15)), (4, kill), (6, kill)];
+    for (lines, signal) in killed_behind {
+        killed(folder.path(), &format!("{lines}"), signal, |printed, _| assert_eq!(printed.take(lines).count(), lines));
+    }
+    // As soon as there is an unfinished file.
+    killed(folder.path(), "writing", kill, |_, at| {
+        let unfinished = |file: &fs::DirEntry| file.path() != at.join("checkpoint.safetensors");
+        while !fs::read_dir(at).is_ok_and(|files| files.flatten().any(|file| unfinished(&file))) {}
+    });
+    let names: Vec<String> =
+        killed_behind.iter().map(|(lines, _)| format!("{lines}")).chain(["writing".to_owned()]).collect();
+    let before = names.iter().map(|name| saved(&folder.path().join(name)).map_or(0, |(_, steps)| steps));
+    let before: Vec<u32> = before.collect();
+    let end = before.iter().max().expect("runs") + 3;
+
+    let train = |name: &str, steps: u32, flags: &[&str]| {
+        let steps = steps.to_string();
+        let mut args = vec!["run", "plan.ron", "--precision", "f64", "--json", "--checkpoint", name, "--steps", &steps];
+        args.extend(flags);
+        let json: Value = serde_json::from_str(&stdout(&dualweave(folder.path(), &args))).expect("JSON");
+        let steps = json["steps"].as_array().expect("steps").iter();
+        let steps = steps.map(|step| ["step", "losses", "gradient_norm"].map(|what| step[what].clone()));
+        steps.collect::<Vec<_>>()
+    };
+    let whole = train("whole", end, &[]);
+    let last = saved(&folder.path().join("whole")).expect("a checkpoint").0;
+    for (name, &before) in names.iter().zip(&before) {
+        let at = folder.path().join(name);
+        if at.exists() {
+            // What a run leaves behind that dies while it writes.
+            fs::write(at.join(".dualweave-half"), &last[..last.len() / 2]).expect("a file");
+        }
+        let flags: &[&str] = if before > 0 { &["--resume"] } else { &[] };
+        assert_eq!(train(name, end - before, flags), whole[before as usize..], "{name}");
+        assert!(saved(&at).is_some_and(|(bytes, steps)| (bytes, steps) == (last.clone(), end)), "{name}");
+        assert_eq!(fs::read_dir(&at).expect("a folder").count(), 1, "{name}");
+    }
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn one_micro_batch_goes_there_and_back() {
     let simulation = run(&there_and_back());
     let expected = [(0, 100), (100, 110), (270, 280), (280, 380), (380, 410), (410, 415), (415, 435)];
     assert_eq!(spans(&simulation, 0), expected);
-    let expected = [(100, 110), (110, 210), (210, 270), (270, 280), (270, 310), (310, 340), (340, 345)];
+    let expected = [(100, 110), (110, 210), (210, 270), (270, 280), (270, 310), (310, 340), (410, 415)];
     assert_eq!(spans(&simulation, 1), expected);
     assert_eq!((simulation.step, simulation.pipeline), (Nanos(435), Nanos(380)));
 
@@ -88,12 +88,14 @@ fn one_micro_batch_goes_there_and_back() {
     let cause = Cause::Item { rank: 1, activity: Activity::I(1), reason: Reason::Data };
     assert_eq!(first.waits, [Wait { cause, time: Nanos(160) }]);
 
-    // Rank 1: idle until F of rank 0 has ended, and after its own update. Sending is hidden behind W.
+    // Rank 1: idle until F of rank 0 has ended, from its own reduction to that of rank 0, without which there is no norm to clip by, and
+    // after its update. Sending is hidden behind W.
     let second = &simulation.ranks[1];
     assert_eq!((second.busy, second.exposed, second.bubble), (Nanos(205), Nanos(10 + 30), Nanos(190)));
     let cause = Cause::Item { rank: 0, activity: Activity::F(0), reason: Reason::Data };
-    let end = Wait { cause: Cause::End, time: Nanos(90) };
-    assert_eq!(second.waits, [Wait { cause, time: Nanos(100) }, end]);
+    let norm = Cause::Item { rank: 0, activity: Activity::B(0), reason: Reason::Gradients };
+    let waits = [(cause, 100), (norm, 70), (Cause::End, 20)].map(|(cause, time)| Wait { cause, time: Nanos(time) });
+    assert_eq!(second.waits, waits);
 }
 
 #[test]
@@ -160,6 +162,31 @@ fn a_stage_is_reduced_when_all_its_holders_are_there() {
     let cause = Cause::Item { rank: 1, activity: Activity::F(1), reason: Reason::Gradients };
     assert_eq!(simulation.ranks[0].waits, [Wait { cause, time: Nanos(100) }]);
     assert_eq!((simulation.ranks[0].exposed, simulation.ranks[1].exposed), (Nanos(30), Nanos(30)));
+}
+
+#[test]
+fn updates_wait_until_all_stages_are_reduced() {
+    // Stage 1 of the V, on the same rank, has its backward first and could be updated beside the other's.
+    let items: &[(Task, &[u32])] = &[
+        (F(0, 0), &[]),
+        (F(1, 0), &[]),
+        (B(1, 0), &[]),
+        (ReduceGrads(1), &[2]),
+        (B(0, 0), &[]),
+        (ReduceGrads(0), &[4]),
+        (Update(1), &[3]),
+        (Update(0), &[5]),
+    ];
+    let mut plan = plan(Placement::V, 1, &[items]);
+    let simulation = run(&plan);
+    assert_eq!(spans(&simulation, 0)[3..], [(300, 330), (300, 400), (400, 430), (430, 435), (435, 440)]);
+    // In front of that backward it would wait for itself.
+    let front = [&items[..4], &[items[6], items[4], (ReduceGrads(0), &[5]), (Update(0), &[6])]].concat();
+    plan.ranks[0] = rank(vec![], &front);
+    let error = simulate(&plan).expect_err("a circle").message().to_owned();
+    let expected = "the plan deadlocks: rank 0, item 4, Update(1), which waits for the reduction of all stages, which waits for \
+                    rank 0, item 6, ReduceGrads(0), which waits for rank 0, item 5, B(0,0), which waits for the first";
+    assert_eq!(error, expected);
 }
 
 #[test]

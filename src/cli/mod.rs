@@ -6,6 +6,7 @@
 
 mod compare;
 mod compile;
+mod doctor;
 mod export;
 mod output;
 pub mod overlap;
@@ -29,7 +30,7 @@ Start here:
   dualweave simulate plan.ron
   dualweave run plan.ron
 
-Exit codes: 0 done, 1 `verify` or `run --check` said no, 2 bad usage or input, or a failed write.
+Exit codes: 0 done, 1 `verify`, `run --check` or `doctor` said no, 2 bad usage or input, or a failed write.
 Data goes to standard output, talk to standard error.";
 
 /// A schedule compiler for training mixture-of-experts models.
@@ -48,8 +49,10 @@ enum Command {
     Verify(verify::Args),
     /// Run a plan against the machine model: time, bubbles, memory.
     Simulate(simulate::Args),
-    /// Train a small model as a plan says, on this computer.
+    /// Train a model as a plan says, on this computer's CPU or GPUs.
     Run(run::Args),
+    /// Say what this computer has for running plans on GPUs.
+    Doctor(doctor::Args),
     /// Draw a plan's timetable as a chart.
     Show(show::Args),
     /// Compile a job under every schedule and put them side by side.
@@ -100,6 +103,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Verify(args) => verify::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Run(args) => run::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),

@@ -9,6 +9,9 @@ use textwrap::WordSplitter;
 
 use crate::error::{Error, Result};
 
+/// What the names of files begin with that are still being written.
+const UNFINISHED: &str = ".dualweave-";
+
 /// Files above this are not read: no job or plan is that large, and a device file never ends.
 const LARGEST_FILE: u64 = 1 << 30;
 
@@ -142,10 +145,25 @@ pub fn write_with(path: &Path, pieces: impl FnOnce(&mut dyn io::Write) -> io::Re
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut beside = tempfile::Builder::new().prefix(".dualweave-").tempfile_in(folder).map_err(refuse_beside)?;
+    let mut beside = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder).map_err(refuse_beside)?;
     all(beside.as_file_mut()).and_then(|()| beside.as_file().sync_all()).map_err(refuse)?;
     set_default_permissions(&beside).map_err(refuse)?;
     beside.persist(&target).map_err(|error| refuse(error.error))?;
+    Ok(())
+}
+
+/// Removes what commands that were killed while they wrote have left in a folder.
+///
+/// # Errors
+/// If the folder cannot be read, or such a file not removed.
+pub fn remove_unfinished(folder: &Path) -> Result<()> {
+    let refuse = |error: io::Error| Error::new(format!("`{}` cannot be tidied: {error}", folder.display()));
+    for entry in fs::read_dir(folder).map_err(refuse)? {
+        let entry = entry.map_err(refuse)?;
+        if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            fs::remove_file(entry.path()).map_err(refuse)?;
+        }
+    }
     Ok(())
 }
 

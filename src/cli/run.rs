@@ -1,4 +1,6 @@
-//! `dualweave run`: train a small model as a plan says.
+//! `dualweave run`: train a model as a plan says. Here: on the host; [`cuda`] has the same on GPUs.
+
+mod cuda;
 
 use std::fs;
 use std::io::IsTerminal as _;
@@ -35,7 +37,7 @@ const LARGEST_RATE: f64 = 1.0;
 pub struct Args {
     /// The plan, as `dualweave compile` writes it.
     plan: PathBuf,
-    /// What runs it: `host` is this computer's CPU, one thread for each GPU of the plan.
+    /// What runs it: `host` is this computer's CPU, one thread for each GPU of the plan; `cuda` its GPUs.
     #[arg(long, value_enum, default_value_t = Backend::Host)]
     backend: Backend,
     /// Steps to take.
@@ -56,7 +58,8 @@ pub struct Args {
     /// Text to train on, whose bytes are the tokens; by default Genesis 1 to 25.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Folder in which the training's state is kept: written at the end, and while it goes on.
+    /// Folder in which the training's state is kept: written at the end, and while it goes on. A run that is interrupted leaves the last
+    /// state whole.
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// Steps between checkpoints.
@@ -68,13 +71,27 @@ pub struct Args {
     /// Print what came of each step as JSON, at the end.
     #[arg(long)]
     json: bool,
+    /// GPUs to use, the first ones; ranks share them if they are more. By default all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = CUDA)]
+    gpus: Option<u32>,
+    /// Seconds that a rank may take for an item of the plan until the run is given up.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..), help_heading = CUDA)]
+    time_out: u64,
+    /// Write when everything ran in the last step, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE", help_heading = CUDA)]
+    trace: Option<PathBuf>,
 }
+
+/// Above the options that only GPUs have.
+const CUDA: &str = "With `--backend cuda`";
 
 /// What a plan can be run by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Backend {
     /// Threads of this computer.
     Host,
+    /// Its NVIDIA GPUs.
+    Cuda,
 }
 
 /// Number formats.
@@ -112,9 +129,14 @@ fn rate(text: &str) -> Result<f64, String> {
 
 /// Runs it. Steps that differ from the reference are the verdict `No`.
 pub fn run(args: Args) -> Result<Verdict> {
-    let Backend::Host = args.backend;
     let plan = Plan::from_ron(&args.plan.display().to_string(), &output::read(&args.plan)?)?;
     safe(&plan, &args.plan)?;
+    if args.backend == Backend::Cuda {
+        return cuda::run(&args, plan);
+    }
+    if args.gpus.is_some() || args.trace.is_some() {
+        return Err(Error::new("`--gpus` and `--trace` are for `--backend cuda`"));
+    }
     let numbers = args.precision.unwrap_or(if args.check { Numbers::F64 } else { Numbers::AsPlanned });
     if args.check && numbers == Numbers::AsPlanned {
         return Err(Error::new(
@@ -190,6 +212,9 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         progress = resume(&mut executor, path, &progress)?;
     } else if let (Some(folder), Some(path)) = (&args.checkpoint, &saved) {
         fresh(folder, path)?;
+    }
+    if let Some(folder) = &args.checkpoint {
+        output::remove_unfinished(folder)?;
     }
 
     let last = progress.steps.checked_add(args.steps).ok_or_else(|| Error::new("these are too many steps"))?;

@@ -43,6 +43,18 @@ pub struct Program {
     pub ops: Vec<ProgramOp>,
 }
 
+impl Program {
+    /// Whether the main op of an MLP does the shared expert's work too: there is no op that does it by itself.
+    pub fn with_shared(&self, op: usize) -> bool {
+        let main = &self.ops[op];
+        let apart = |other: &ProgramOp| {
+            (other.component, other.step) == (Component::Mlp, Step::Shared)
+                && (other.phase, other.unit) == (main.phase, main.unit)
+        };
+        main.step == Step::Main && main.component == Component::Mlp && !self.ops.iter().any(apart)
+    }
+}
+
 /// One op of a program. In an FB program ops of phase F belong to the forward chunk, the others to the backward chunk.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProgramOp {

@@ -40,7 +40,7 @@ pub(super) struct Origin {
 
 pub(super) fn run(plan: &Plan, input: &Input) -> Result<Run> {
     let graph = Graph::new(plan, input.meetings);
-    let count = graph.tasks.len();
+    let count = graph.leader.len();
     let mut spans = vec![Span::default(); count];
     let mut origins: Vec<Option<Origin>> = vec![None; count];
     let mut last: Vec<Option<usize>> = vec![None; count];
@@ -53,15 +53,15 @@ pub(super) fn run(plan: &Plan, input: &Input) -> Result<Run> {
         let meeting = graph.meeting[leader].map(|number| &input.meetings[number as usize]);
         let duration = match meeting {
             Some(meeting) => meeting.duration,
-            None => solo_duration(plan, input, graph.ids[leader], graph.tasks[leader]),
+            None => graph.item(leader).map_or(Nanos::ZERO, |(id, task)| solo_duration(plan, input, id, task)),
         };
         let members = graph.members(leader, input.meetings);
         // The member that came last decides; among equals the first.
         let late = members.iter().copied().rev().max_by_key(|&member| ready[member]).unwrap_or(leader);
         let span = Span { start: ready[late], end: ready[late] + duration };
-        let origin = last[late].and_then(|before| match computes(graph.tasks[before]) {
-            true => Some(Origin { item: graph.ids[before], released: graph.tasks[late] }),
-            false => origins[before],
+        let origin = last[late].and_then(|before| match (graph.item(before), graph.item(late)) {
+            (Some((item, task)), Some((_, released))) if computes(task) => Some(Origin { item, released }),
+            _ => origins[before],
         });
         for &member in &members {
             (spans[member], origins[member], ended[member]) = (span, origin, true);
@@ -94,11 +94,12 @@ fn solo_duration(plan: &Plan, input: &Input, (rank, item): ItemId, task: Task) -
     }
 }
 
-/// Items of all ranks, numbered through, and who waits for whom.
+/// Items of all ranks, numbered through, and who waits for whom. The number behind the last item's is that all stages are reduced: that
+/// takes no time, waits for each `ReduceGrads`, and each `Update` waits for it.
 struct Graph {
-    ids: Vec<ItemId>,
-    tasks: Vec<Task>,
-    /// Items that an item waits for: the one before it on its stream, and those that it names.
+    /// Of each item, its place and what it does.
+    items: Vec<(ItemId, Task)>,
+    /// What an item waits for: the one before it on its stream, those that it names, and that all stages are reduced.
     before: Lists,
     /// The same, turned around.
     next: Lists,
@@ -112,29 +113,34 @@ struct Graph {
 
 impl Graph {
     fn new(plan: &Plan, meetings: &[Meeting]) -> Self {
-        let (mut ids, mut tasks, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut items, mut offsets) = (Vec::new(), Vec::new());
         let mut edges: Vec<(usize, usize)> = Vec::new();
+        let all_reduced = plan.ranks.iter().map(|rank| rank.items.len()).sum();
         for (rank, list) in (0..).zip(&plan.ranks) {
-            let offset = ids.len();
+            let offset = items.len();
             offsets.push(offset);
             let mut last_on = BTreeMap::new();
             for (item, entry) in (0..).zip(&list.items) {
-                let number = ids.len();
+                let number = items.len();
                 if let Some(before) = last_on.insert(entry.0.stream(), number) {
                     edges.push((before, number));
                 }
                 edges.extend(entry.1.iter().map(|&wait| (offset + wait as usize, number)));
-                ids.push((rank, item));
-                tasks.push(entry.0);
+                match entry.0 {
+                    Task::ReduceGrads(_) => edges.push((number, all_reduced)),
+                    Task::Update(_) => edges.push((all_reduced, number)),
+                    _ => {}
+                }
+                items.push(((rank, item), entry.0));
             }
         }
+        let count = all_reduced + 1;
         let mut graph = Self {
-            before: Lists::new(ids.len(), edges.iter().map(|&(from, to)| (to, from))),
-            next: Lists::new(ids.len(), edges.iter().copied()),
-            meeting: vec![None; ids.len()],
-            leader: (0..ids.len()).collect(),
-            ids,
-            tasks,
+            before: Lists::new(count, edges.iter().map(|&(from, to)| (to, from))),
+            next: Lists::new(count, edges.iter().copied()),
+            meeting: vec![None; count],
+            leader: (0..count).collect(),
+            items,
             offsets,
         };
         for (number, meeting) in (0..).zip(meetings) {
@@ -146,14 +152,19 @@ impl Graph {
         graph
     }
 
+    /// Place and task of an item; `None`: the number is that all stages are reduced.
+    fn item(&self, number: usize) -> Option<(ItemId, Task)> {
+        self.items.get(number).copied()
+    }
+
     fn number(&self, (rank, item): ItemId) -> usize {
         self.offsets[rank as usize] + item as usize
     }
 
     /// For each leader, how many waits of its members are open.
     fn pending(&self) -> Vec<usize> {
-        let mut pending = vec![0; self.ids.len()];
-        for item in 0..self.ids.len() {
+        let mut pending = vec![0; self.leader.len()];
+        for item in 0..self.leader.len() {
             pending[self.leader[item]] += self.before.of(item).len();
         }
         pending
@@ -172,8 +183,10 @@ impl Graph {
     }
 
     fn name(&self, item: usize) -> String {
-        let (rank, index) = self.ids[item];
-        format!("rank {rank}, item {index}, {}", self.tasks[item])
+        match self.item(item) {
+            Some(((rank, index), task)) => format!("rank {rank}, item {index}, {task}"),
+            None => "the reduction of all stages".to_owned(),
+        }
     }
 }
 
@@ -219,7 +232,7 @@ fn deadlock(graph: &Graph, meetings: &[Meeting], ended: &[bool], stuck: usize) -
         })
     };
     // An item may be entered twice, once by each side of its meeting; leaders tell.
-    let mut visited = vec![false; graph.ids.len()];
+    let mut visited = vec![false; graph.leader.len()];
     let mut at = stuck;
     while !visited[graph.leader[at]] {
         visited[graph.leader[at]] = true;

@@ -4,6 +4,10 @@
 //! exchanges of programs are on a thread of their own. Arrows lead from each send to its receive. Format: "Trace Event
 //! Format", JSON object form; times are microseconds with three decimals, so no nanosecond is lost.
 
+mod measured;
+
+pub use measured::{Measured, write_measured};
+
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
@@ -98,21 +102,26 @@ fn write_names(plan: &Plan, rank: usize, streams: &[StreamId], events: &mut Even
     let noun = if stages.len() == 1 { "stage" } else { "stages" };
     events.name(rank, None, "process_name", &json!({"name": format!("rank {rank} ({noun} {})", stages.join(", "))}))?;
     events.name(rank, None, "process_sort_index", &json!({"sort_index": rank}))?;
-    let mut threads = vec![(COMPUTE_THREAD, "compute".to_owned()), (EXCHANGE_THREAD, "exchanges".to_owned())];
+    let mut threads = vec![(COMPUTE_THREAD, stream_name(StreamId::Compute)), (EXCHANGE_THREAD, "exchanges".to_owned())];
     for &stream in streams {
-        let name = match stream {
-            StreamId::Compute => continue,
-            StreamId::Sync => "gradients and parameters".to_owned(),
-            StreamId::From(peer) => format!("from rank {peer}"),
-            StreamId::To(peer) => format!("to rank {peer}"),
-        };
-        threads.push((thread_of(streams, stream), name));
+        if stream != StreamId::Compute {
+            threads.push((thread_of(streams, stream), stream_name(stream)));
+        }
     }
     for (thread, name) in threads {
         events.name(rank, Some(thread), "thread_name", &json!({"name": name}))?;
         events.name(rank, Some(thread), "thread_sort_index", &json!({"sort_index": thread}))?;
     }
     Ok(())
+}
+
+fn stream_name(stream: StreamId) -> String {
+    match stream {
+        StreamId::Compute => "compute".to_owned(),
+        StreamId::Sync => "gradients and parameters".to_owned(),
+        StreamId::From(peer) => format!("from rank {peer}"),
+        StreamId::To(peer) => format!("to rank {peer}"),
+    }
 }
 
 fn task_args(task: Task, index: usize, bytes: Option<Bytes>) -> Value {

@@ -172,13 +172,32 @@ pub fn initialise<T: Real, P: Parameters<T> + ?Sized>(parameters: &mut P, name: 
     parameters.each_mut(name, &mut |name, tensor| match tensor.role {
         Role::Weight => {
             let random = Random::new(seed, &name);
-            for (index, value) in tensor.values.values_mut().iter_mut().enumerate() {
-                *value = T::of(DEVIATION * random.normal(index as u64));
-            }
+            in_parts(tensor.values.values_mut(), &|first, values| {
+                for (index, value) in (first as u64..).zip(values) {
+                    *value = T::of(DEVIATION * random.normal(index));
+                }
+            });
             precision::round(&mut tensor.values, master, Tiles::Rows);
         }
         Role::Gain => tensor.values.values_mut().fill(T::ONE),
         Role::Bias | Role::Balance => tensor.values.values_mut().fill(T::ZERO),
+    });
+}
+
+/// Values that a thread of its own is worth it for.
+const PART: usize = 1 << 20;
+
+/// Has `fill` see all values: of large models in parts, by as many threads as there are cores. With each part goes its first index.
+fn in_parts<T: Send>(values: &mut [T], fill: &(impl Fn(usize, &mut [T]) + Sync)) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let part = values.len().div_ceil(threads).max(PART);
+    if values.len() <= part {
+        return fill(0, values);
+    }
+    std::thread::scope(|scope| {
+        for (number, values) in values.chunks_mut(part).enumerate() {
+            scope.spawn(move || fill(number * part, values));
+        }
     });
 }
 
@@ -209,6 +228,15 @@ mod tests {
         assert_eq!(all.experts[&1], one.experts[&1]);
         assert_ne!(all.experts[&0], all.experts[&1]);
         assert_eq!(all.norm.values.values(), &[1.0; 5]);
+    }
+
+    #[test]
+    fn parts_are_the_whole() {
+        let mut values = vec![0; 3 * PART + 5];
+        in_parts(&mut values, &|first, part| {
+            part.iter_mut().enumerate().for_each(|(index, value)| *value = first + index)
+        });
+        assert!(values.iter().enumerate().all(|(index, &value)| index == value));
     }
 
     #[test]

@@ -1,6 +1,14 @@
 //! What number formats do to values: rounding to bf16 and to FP8 (e4m3) with one scale per tile, as in DeepSeek-V3
 //! (technical report, section 3.3). Values stay `f32` or `f64`, but are ones that the format has; products of them are
 //! accumulated in that type.
+//!
+//! What the report quantises how: weights and activations of the products in FP8, with fp32 scales, but powers of two for what experts are
+//! sent (forward and backward) and for what attention's output projection reads. Activations are kept in FP8 and quantised again, in tiles
+//! along the tokens, for the weights' gradients; gradients of results are quantised for either product from bf16. Not modelled: that
+//! the output projection's input is kept in a format of 12 bits, that of a routed SwiGLU only the input is kept, and FP8 tensor cores'
+//! narrow accumulation.
+
+use std::ops::Range;
 
 use super::real::Real;
 use super::tensor::Matrix;
@@ -18,6 +26,32 @@ pub enum Tiles {
     Columns,
     /// 128 × 128: weights.
     Blocks,
+}
+
+/// Which scale takes the largest value of an FP8 tile to 448, or below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// The fp32 number that takes it to 448.
+    Exact,
+    /// The least power of two that takes it no higher. Tiles along the other dimension then quantise the same values again without an
+    /// error, but where they become too small for their tile.
+    PowerOfTwo,
+}
+
+impl Scale {
+    /// Of a tile whose largest magnitude this is; 0 if that is below what an fp32 scale can lift.
+    fn of(self, largest: f64) -> f64 {
+        let exact = f64::from((largest / E4M3_MAX) as f32);
+        match self {
+            Self::Exact => exact,
+            Self::PowerOfTwo if exact == 0.0 => 0.0,
+            Self::PowerOfTwo => {
+                let bits = (largest / E4M3_MAX).to_bits();
+                let above = u64::from(bits & ((1 << 52) - 1) != 0);
+                f64::from_bits(((bits >> 52) + above) << 52)
+            }
+        }
+    }
 }
 
 /// Width of a tile.
@@ -61,8 +95,13 @@ pub fn to_e4m3(value: f64) -> f64 {
     E4M3.nearest(value.clamp(-E4M3_MAX, E4M3_MAX))
 }
 
-/// Rounds a matrix in place. FP8 has one scale per tile, an fp32 number that takes the tile's largest value to 448.
+/// Rounds a matrix in place, in FP8 with exact scales.
 pub fn round<T: Real>(matrix: &mut Matrix<T>, format: Format, tiles: Tiles) {
+    round_scaled(matrix, format, tiles, Scale::Exact);
+}
+
+/// Rounds a matrix in place; in FP8 each tile has its own scale.
+pub fn round_scaled<T: Real>(matrix: &mut Matrix<T>, format: Format, tiles: Tiles, scale: Scale) {
     match format {
         None => {}
         Some(Dtype::Fp32) => each(matrix, |value| f64::from(value as f32)),
@@ -76,7 +115,7 @@ pub fn round<T: Real>(matrix: &mut Matrix<T>, format: Format, tiles: Tiles) {
             };
             for row in (0..rows).step_by(high) {
                 for column in (0..columns).step_by(wide) {
-                    round_tile(matrix, row..rows.min(row + high), column..columns.min(column + wide));
+                    round_tile(matrix, row..rows.min(row + high), column..columns.min(column + wide), scale);
                 }
             }
         }
@@ -84,9 +123,9 @@ pub fn round<T: Real>(matrix: &mut Matrix<T>, format: Format, tiles: Tiles) {
 }
 
 /// A rounded copy.
-pub fn rounded<T: Real>(matrix: &Matrix<T>, format: Format, tiles: Tiles) -> Matrix<T> {
+pub fn rounded<T: Real>(matrix: &Matrix<T>, format: Format, tiles: Tiles, scale: Scale) -> Matrix<T> {
     let mut copy = matrix.clone();
-    round(&mut copy, format, tiles);
+    round_scaled(&mut copy, format, tiles, scale);
     copy
 }
 
@@ -94,13 +133,12 @@ fn each<T: Real>(matrix: &mut Matrix<T>, rounding: impl Fn(f64) -> f64) {
     matrix.values_mut().iter_mut().for_each(|value| *value = T::of(rounding(value.to_f64())));
 }
 
-fn round_tile<T: Real>(matrix: &mut Matrix<T>, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
+fn round_tile<T: Real>(matrix: &mut Matrix<T>, rows: Range<usize>, columns: Range<usize>, scale: Scale) {
     let magnitudes =
         rows.clone().flat_map(|row| matrix.row(row)[columns.clone()].iter().map(|value| value.to_f64().abs()));
     let largest = magnitudes.fold(0.0, f64::max);
-    let scale = f64::from((largest / E4M3_MAX) as f32);
+    let scale = scale.of(largest);
     if scale == 0.0 {
-        // Nothing but zeros, or numbers below what an fp32 scale can lift.
         rows.for_each(|row| matrix.row_mut(row)[columns.clone()].fill(T::ZERO));
         return;
     }
@@ -120,6 +158,10 @@ pub struct Policy(Option<Precision>);
 pub struct ProductFormats {
     /// Its inputs: activations, weights, and the gradient of its output.
     pub inputs: Format,
+    /// FP8 scales of the activations.
+    pub activations: Scale,
+    /// FP8 scales of the gradient of its output.
+    pub output_gradients: Scale,
     /// Weights, before they are read as `inputs`.
     pub weights: Format,
     /// Its results, in F and in I.
@@ -127,6 +169,18 @@ pub struct ProductFormats {
     /// The accumulated weight gradient.
     pub gradients: Format,
 }
+
+/// The formats of a SwiGLU MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlpFormats {
+    /// Gate and up.
+    pub gate_up: ProductFormats,
+    /// Down.
+    pub down: ProductFormats,
+}
+
+/// FP8 scales of what is sent to experts.
+pub const SENT: Scale = Scale::PowerOfTwo;
 
 impl Policy {
     /// No rounding beyond that of the numbers themselves.
@@ -137,9 +191,27 @@ impl Policy {
         Self(Some(precision.clone()))
     }
 
-    /// The projections of attention, and MLPs.
+    /// The projections of attention but the output's, and those in front of MTP modules.
     pub fn products(&self) -> ProductFormats {
         self.product(|precision| precision.products)
+    }
+
+    /// The output projection of attention. What it reads is quantised again for its weights' gradient, so scales are powers of two.
+    pub fn attention_output(&self) -> ProductFormats {
+        ProductFormats { activations: Scale::PowerOfTwo, ..self.products() }
+    }
+
+    /// A dense MLP, or the shared expert.
+    pub fn mlp(&self) -> MlpFormats {
+        MlpFormats { gate_up: self.products(), down: self.products() }
+    }
+
+    /// A routed expert: it reads what was sent in FP8 as it came, activations in F and the gradients of its results in I.
+    pub fn expert(&self) -> MlpFormats {
+        MlpFormats {
+            gate_up: ProductFormats { activations: SENT, ..self.products() },
+            down: ProductFormats { output_gradients: SENT, ..self.products() },
+        }
     }
 
     /// The output head.
@@ -197,7 +269,8 @@ impl Policy {
         let inputs = self.format(of);
         let results = if inputs == Some(Dtype::Fp8) { Some(Dtype::Bf16) } else { inputs };
         let weights = if inputs == Some(Dtype::Fp32) { inputs } else { self.format(|precision| precision.weights) };
-        ProductFormats { inputs, weights, results, gradients: self.gradients() }
+        let (activations, output_gradients) = (Scale::Exact, Scale::Exact);
+        ProductFormats { inputs, activations, output_gradients, weights, results, gradients: self.gradients() }
     }
 }
 
@@ -271,7 +344,7 @@ mod tests {
         let mut values: Vec<f32> = (0..129).map(|index| index as f32 * 3.5).collect();
         values[128] = 1.2345e-7;
         let matrix = Matrix::new(1, 129, values.clone());
-        let tiles = rounded(&matrix, Some(Dtype::Fp8), Tiles::Rows);
+        let tiles = rounded(&matrix, Some(Dtype::Fp8), Tiles::Rows, Scale::Exact);
         let scale = 127.0 * 3.5 / 448.0;
         for (&value, &rounded) in values.iter().zip(tiles.values()).take(128) {
             let expected = to_e4m3(f64::from(value) / scale) * scale;
@@ -279,17 +352,46 @@ mod tests {
         }
         assert!((tiles.values()[128] / values[128] - 1.0).abs() < 1e-6);
         // Along columns every value is the largest of its tile.
-        let alone = rounded(&matrix, Some(Dtype::Fp8), Tiles::Columns);
+        let alone = rounded(&matrix, Some(Dtype::Fp8), Tiles::Columns, Scale::Exact);
         assert!(alone.values().iter().zip(&values).all(|(a, b)| (a - b).abs() <= 1e-6 * b));
         // In blocks the small value shares no tile with the large ones either, but a second row does.
         let two = Matrix::new(2, 1, vec![448.0_f32, 1e-4]);
-        assert_eq!(rounded(&two, Some(Dtype::Fp8), Tiles::Blocks).values(), &[448.0, 0.0]);
-        assert!((rounded(&two, Some(Dtype::Fp8), Tiles::Rows).values()[1] - 1e-4).abs() < 1e-10);
+        assert_eq!(rounded(&two, Some(Dtype::Fp8), Tiles::Blocks, Scale::Exact).values(), &[448.0, 0.0]);
+        assert!((rounded(&two, Some(Dtype::Fp8), Tiles::Rows, Scale::Exact).values()[1] - 1e-4).abs() < 1e-10);
+    }
+
+    #[test]
+    fn scales_that_are_powers_of_two_are_the_least_that_fit() {
+        for exponent in -100..100 {
+            for largest in [1.0, 1.75, 1.75_f64.next_up(), 1.9].map(|value| value * 2f64.powi(exponent)) {
+                let fits: Vec<f64> =
+                    (-160..160).map(|e| 2f64.powi(e)).filter(|scale| largest / scale <= 448.0).collect();
+                assert_eq!(Scale::PowerOfTwo.of(largest), fits[0], "{largest:e}");
+            }
+        }
+        assert_eq!(Scale::PowerOfTwo.of(448.0), 1.0);
+        assert_eq!(Scale::PowerOfTwo.of(1e-50), 0.0);
+    }
+
+    #[test]
+    fn powers_of_two_can_be_quantised_again() {
+        // Rows of quite different size, whose largest values are nowhere round.
+        let value = |index: usize| ((index as f64 * 0.7).sin() + 1.5) * [1.0, 3.3, 0.4][index / 150];
+        let matrix = Matrix::new(3, 150, (0..450).map(value).collect::<Vec<f64>>());
+        let again = |scale| {
+            let once = rounded(&matrix, Some(Dtype::Fp8), Tiles::Rows, scale);
+            let twice = rounded(&once, Some(Dtype::Fp8), Tiles::Columns, scale);
+            (once == twice, once == rounded(&once, Some(Dtype::Fp8), Tiles::Rows, scale))
+        };
+        assert_eq!(again(Scale::PowerOfTwo), (true, true));
+        assert!(!again(Scale::Exact).0);
     }
 
     #[test]
     fn zeros_stay_zeros() {
         let zeros = Matrix::<f32>::zeros(3, 200);
-        assert_eq!(rounded(&zeros, Some(Dtype::Fp8), Tiles::Blocks), zeros);
+        for scale in [Scale::Exact, Scale::PowerOfTwo] {
+            assert_eq!(rounded(&zeros, Some(Dtype::Fp8), Tiles::Blocks, scale), zeros);
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::fmt;
 use std::ops::Range;
 
 use super::Run;
-use super::rings::{Message, Uses, Value};
 use super::stamps::Stamps;
 use crate::ir::{ChunkId, Component, Phase};
 use crate::plan::{ALIGNMENT, Item, Plan, PlanRank, RingOf, Task};
+use crate::runtime::messages::{Message, Uses, Value};
 use crate::units::Bytes;
 
 /// The arena of a GPU in a step.

@@ -8,14 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Run;
 use super::chunk::{Parcels, States};
-use super::rings::Message;
 use super::rows::ByExpert;
 use super::stage::StageParameters;
-use super::world::{Gpu, World};
 use crate::error::Error;
 use crate::plan::Task;
 use crate::runtime::host::parameters::Tensor;
 use crate::runtime::host::{Matrix, Real};
+use crate::runtime::messages::Message;
+use crate::runtime::world::{Gpu, World};
 
 /// What connects all GPUs during a step.
 pub struct Fabric<T> {

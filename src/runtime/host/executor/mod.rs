@@ -4,7 +4,7 @@
 //! it reads missing, a slot or a block of the arena is overwritten, or all GPUs wait; each is an error that says where. A plan that is
 //! right gives the same bits in whatever order its streams and events allow.
 //!
-//! `world` says who is where; `rank` is what one GPU does, `running` one of its programs; `chunk` are the ops, `rows` what experts
+//! `rank` is what one GPU does, `running` one of its programs; `chunk` are the ops, `rows` what experts
 //! get; `fabric` and `rings` carry what moves; `arena` follows where everything lies; `sync` is the end of a step. There is no tensor
 //! parallelism here.
 
@@ -21,13 +21,11 @@ mod running;
 mod stage;
 mod stamps;
 mod sync;
-mod world;
 
+pub use crate::runtime::world::Gpu;
 pub use order::Order;
 pub use stage::StageParameters;
-pub use world::Gpu;
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -38,14 +36,14 @@ use super::parameters::{Parameters as _, Tensor, initialise};
 use super::reference::Step;
 use super::{Real, Shape};
 use crate::error::{Error, Result};
-use crate::ir::{Placement, Unit};
 use crate::plan::{Plan, Task};
+use crate::runtime::messages::{Uses, uses};
+use crate::runtime::world::World;
+use crate::runtime::{fit, said};
 use fabric::Fabric;
 use order::Chooser;
 use rank::{Losses, Shared, Worker};
-use rings::{Uses, uses};
 use sync::HeldStage;
-use world::World;
 
 /// Result of what happens on a GPU. The message says what is wrong; whoever knows where, says so in front of it.
 type Run<V> = std::result::Result<V, String>;
@@ -55,9 +53,6 @@ const MOST_PARAMETERS: u64 = 1 << 32;
 
 /// Most GPUs: each is a thread.
 const MOST_GPUS: u64 = 4096;
-
-/// Most tokens of a micro-batch of one replica: far more than attention, whose scores grow with their square, can do.
-const MOST_TOKENS: u64 = 1 << 24;
 
 /// A model that is trained as a plan says.
 pub struct Executor<T> {
@@ -204,47 +199,11 @@ fn work<T: Real>(shared: &Shared<T>, gpu: Gpu, held: &mut BTreeMap<u32, HeldStag
     Losses::default()
 }
 
-/// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
-}
-
-/// Whether a plan can be run here.
+/// Whether a plan can be run on one computer's CPU.
 fn check(plan: &Plan, shape: &Shape) -> Result<()> {
+    fit::check(plan, shape)?;
     let (origin, layout) = (&plan.origin, &plan.layout);
-    let wrong = |message: &str| Err(Error::new(message).help("`dualweave verify` says what is wrong with the plan"));
-    if origin.tp > 1 {
-        return Err(Error::new(format!(
-            "the plan has tensor parallelism over {} GPUs, which this runtime has not",
-            origin.tp
-        ))
-        .help("compile the job with `--tp 1`"));
-    }
-    shape.model.check()?;
-    let experts = shape.model.moe.as_ref().map_or(0, |moe| moe.experts);
-    let divides = |part: u32, whole: u32| part > 0 && whole.is_multiple_of(part);
-    if origin.tp == 0 || origin.dp == 0 || !divides(origin.ep, origin.dp) || !divides(origin.ep, experts) {
-        return wrong("the plan's GPUs cannot share the experts: `ep` must divide `dp` and the experts");
-    }
-    let (ranks, stages) = (u64::from(layout.ranks), u64::from(layout.stages));
-    let fits = match layout.placement {
-        Placement::Linear | Placement::Bidirectional => stages == ranks,
-        Placement::V => stages == 2 * ranks,
-        Placement::Loop => stages.checked_rem(ranks) == Some(0),
-    };
-    if !fits || ranks == 0 || plan.ranks.len() as u64 != ranks || plan.stages.len() as u64 != stages {
-        return wrong("the plan's lists do not fit its layout");
-    }
-    let tokens = u64::from(origin.micro_batch_size) * u64::from(origin.sequence);
-    if tokens == 0 || tokens > MOST_TOKENS {
-        return wrong(&format!("the plan's micro-batches have {tokens} tokens; 1 to {MOST_TOKENS} can be run"));
-    }
-    let units: Vec<Unit> = plan.stages.iter().flat_map(|stage| stage.units.iter().copied()).collect();
-    if units != shape.units() {
-        return wrong("the plan's stages together are not its model");
-    }
-    let gpus = ranks.saturating_mul(origin.dp.into());
+    let gpus = u64::from(layout.ranks).saturating_mul(origin.dp.into());
     if gpus > MOST_GPUS {
         return Err(Error::new(format!(
             "the plan is for {gpus} GPUs; at most {MOST_GPUS} can be threads of one computer"

@@ -1,7 +1,7 @@
 //! Which of the things that a GPU can do comes next.
 
-use super::world::Gpu;
 use crate::runtime::host::random::Random;
+use crate::runtime::world::Gpu;
 
 /// The order in which GPUs do what streams and events allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

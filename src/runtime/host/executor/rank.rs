@@ -10,16 +10,17 @@ use super::arena::Arena;
 use super::chunk::{Chunk, Context};
 use super::fabric::{Board, Fabric, Look};
 use super::order::Chooser;
-use super::rings::{Message, Rings, Uses};
+use super::rings::Rings;
 use super::running::{Next, Running};
 use super::stage::StageParameters;
 use super::sync::HeldStage;
-use super::world::{Gpu, World};
 use crate::ir::{ChunkId, Phase};
 use crate::plan::{Item, Plan, StreamId, Task, rank_streams};
 use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
 use crate::runtime::host::{Real, Shape};
+use crate::runtime::messages::{Message, Uses};
+use crate::runtime::world::{Gpu, World};
 
 /// What all GPUs read in a step.
 pub struct Shared<'a, T> {

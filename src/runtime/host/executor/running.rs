@@ -1,7 +1,7 @@
 //! A compute item that runs: its chunk program, op by op, on two streams.
 
 use super::Run;
-use crate::ir::{Action, Component, Phase, Program, ProgramOp, Step, Stream};
+use crate::ir::{Action, Phase, Program, ProgramOp, Stream};
 
 /// Where a program stands.
 pub struct Running<'a> {
@@ -72,14 +72,9 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Whether the main op of an MLP does the shared expert's work too: there is no op that does it by itself.
+    /// Whether the op does the shared expert's work too.
     pub fn with_shared(&self, op: usize) -> bool {
-        let main = &self.program.ops[op];
-        let apart = |other: &ProgramOp| {
-            (other.component, other.step) == (Component::Mlp, Step::Shared)
-                && (other.phase, other.unit) == (main.phase, main.unit)
-        };
-        main.step == Step::Main && main.component == Component::Mlp && !self.program.ops.iter().any(apart)
+        self.program.with_shared(op)
     }
 
     /// The chunk that an op belongs to.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::fabric::{Reduced, Total};
 use super::stage::{Part, StageParameters, is_expert};
-use super::world::{Gpu, World};
 use crate::error::Result;
 use crate::runtime::host::adamw::{AdamW, State, square_sum};
 use crate::runtime::host::parameters::{Parameters as _, Role};
 use crate::runtime::host::{Matrix, Real, Shape};
+use crate::runtime::world::{Gpu, World};
 
 /// A stage on one GPU, from step to step.
 pub struct HeldStage<T> {

@@ -102,7 +102,7 @@ impl<T: Real> Latent<T> {
 
         [&mut q, &mut k, &mut v].into_iter().for_each(|x| round(x, core.format, Tiles::Rows));
         let (o, saved_core) = core.forward(q, k, v, None);
-        let (y, output) = self.output.forward(formats, &o);
+        let (y, output) = self.output.forward(shape.policy.attention_output(), &o);
         (y, Saved { q_latent, q_up, kv_down, kv_norm, kv_up, core: saved_core, output })
     }
 
@@ -120,7 +120,7 @@ impl<T: Real> Latent<T> {
         let stream = shape.policy.stream();
         let rotation = Rotation::new(shape, widths.rope);
 
-        let (mut d_o, output) = self.output.input_gradient(formats, saved.output, dy);
+        let (mut d_o, output) = self.output.input_gradient(shape.policy.attention_output(), saved.output, dy);
         round(&mut d_o, core.format, Tiles::Rows);
         let mut gradients = core.input_gradient(&saved.core, &d_o, None);
 
@@ -151,7 +151,7 @@ impl<T: Real> Latent<T> {
     /// Adds to the gradients, which `self` has the place of.
     pub fn accumulate(&mut self, shape: &Shape, needed: &ForWeights<T>) {
         let formats = shape.policy.products();
-        self.output.accumulate(formats, &needed.output);
+        self.output.accumulate(shape.policy.attention_output(), &needed.output);
         self.kv_up.accumulate(formats, &needed.kv_up);
         self.kv_norm.accumulate(formats.gradients, &needed.kv_norm);
         self.kv_down.accumulate(formats, &needed.kv_down);

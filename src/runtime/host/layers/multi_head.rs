@@ -75,7 +75,7 @@ impl<T: Real> MultiHead<T> {
         };
         let (q, k, v) = (turned(q, core.heads), turned(k, core.kv_heads), in_format(&core, v));
         let (o, saved_core) = core.forward(q, k, v, self.sinks.as_ref().map(|sinks| &sinks.values));
-        let (y, output) = self.output.forward(formats, &o);
+        let (y, output) = self.output.forward(shape.policy.attention_output(), &o);
         (y, Saved { qkv: saved_qkv, q_norm, k_norm, core: saved_core, output })
     }
 
@@ -90,7 +90,7 @@ impl<T: Real> MultiHead<T> {
     ) -> (Matrix<T>, ForWeights<T>) {
         let core = core(shape, dims, layer);
         let formats = shape.policy.products();
-        let (d_o, output) = self.output.input_gradient(formats, saved.output, dy);
+        let (d_o, output) = self.output.input_gradient(shape.policy.attention_output(), saved.output, dy);
         let sinks = self.sinks.as_ref().map(|sinks| &sinks.values);
         let gradients = core.input_gradient(&saved.core, &in_format(&core, d_o), sinks);
         let rotation = Rotation::new(shape, core.qk_dim);
@@ -109,7 +109,7 @@ impl<T: Real> MultiHead<T> {
     /// Adds to the gradients, which `self` has the place of.
     pub fn accumulate(&mut self, shape: &Shape, needed: &ForWeights<T>) {
         let formats = shape.policy.products();
-        self.output.accumulate(formats, &needed.output);
+        self.output.accumulate(shape.policy.attention_output(), &needed.output);
         self.qkv.accumulate(formats, &needed.qkv);
         for (norm, needed) in [(&mut self.q_norm, &needed.q_norm), (&mut self.k_norm, &needed.k_norm)] {
             if let (Some(norm), Some(needed)) = (norm, needed) {

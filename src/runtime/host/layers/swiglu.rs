@@ -3,7 +3,7 @@
 use super::linear::{self, Linear};
 use crate::job::arithmetic::SwigluShape;
 use crate::runtime::host::parameters::parameters;
-use crate::runtime::host::precision::{ProductFormats, Tiles, round};
+use crate::runtime::host::precision::{MlpFormats, Tiles, round};
 use crate::runtime::host::tensor::RowWise;
 use crate::runtime::host::{Matrix, Real};
 
@@ -69,8 +69,8 @@ impl<T: Real> Swiglu<T> {
     }
 
     /// Rows of any number, none included.
-    pub fn forward(&self, formats: ProductFormats, x: &Matrix<T>) -> (Matrix<T>, Saved<T>) {
-        let (inner, gate_up) = self.gate_up.forward(formats, x);
+    pub fn forward(&self, formats: MlpFormats, x: &Matrix<T>) -> (Matrix<T>, Saved<T>) {
+        let (inner, gate_up) = self.gate_up.forward(formats.gate_up, x);
         let width = inner.columns() / 2;
         let mut active = Matrix::zeros(inner.rows(), width);
         for row in 0..inner.rows() {
@@ -79,19 +79,14 @@ impl<T: Real> Swiglu<T> {
                 *to = gate * sigmoid(gate) * up;
             }
         }
-        round(&mut active, formats.results, Tiles::Rows);
-        let (y, down) = self.down.forward(formats, &active);
+        round(&mut active, formats.gate_up.results, Tiles::Rows);
+        let (y, down) = self.down.forward(formats.down, &active);
         (y, Saved { gate_up, inner, down })
     }
 
     /// From the gradient of the result to that of `x`.
-    pub fn input_gradient(
-        &self,
-        formats: ProductFormats,
-        saved: Saved<T>,
-        dy: &Matrix<T>,
-    ) -> (Matrix<T>, ForWeights<T>) {
-        let (d_active, down) = self.down.input_gradient(formats, saved.down, dy);
+    pub fn input_gradient(&self, formats: MlpFormats, saved: Saved<T>, dy: &Matrix<T>) -> (Matrix<T>, ForWeights<T>) {
+        let (d_active, down) = self.down.input_gradient(formats.down, saved.down, dy);
         let mut d_inner = saved.inner;
         let width = d_active.columns();
         for row in 0..d_active.rows() {
@@ -103,15 +98,15 @@ impl<T: Real> Swiglu<T> {
                 (*gate, *up) = (d * *up * slope, d * silu);
             }
         }
-        round(&mut d_inner, formats.results, Tiles::Rows);
-        let (dx, gate_up) = self.gate_up.input_gradient(formats, saved.gate_up, &d_inner);
+        round(&mut d_inner, formats.down.results, Tiles::Rows);
+        let (dx, gate_up) = self.gate_up.input_gradient(formats.gate_up, saved.gate_up, &d_inner);
         (dx, ForWeights { gate_up, down })
     }
 
     /// Adds to the gradients, which `self` has the place of.
-    pub fn accumulate(&mut self, formats: ProductFormats, needed: &ForWeights<T>) {
-        self.down.accumulate(formats, &needed.down);
-        self.gate_up.accumulate(formats, &needed.gate_up);
+    pub fn accumulate(&mut self, formats: MlpFormats, needed: &ForWeights<T>) {
+        self.down.accumulate(formats.down, &needed.down);
+        self.gate_up.accumulate(formats.gate_up, &needed.gate_up);
     }
 }
 

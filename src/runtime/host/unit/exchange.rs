@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::runtime::host::layers::permutation::{self, ExpertRows};
 use crate::runtime::host::layers::router::Routing;
-use crate::runtime::host::precision::{Format, Tiles, round, rounded};
+use crate::runtime::host::precision::{Format, SENT, Tiles, round, rounded};
 use crate::runtime::host::{Matrix, Real, Shape};
 
 /// F of dispatch: the tokens for each expert of a range.
@@ -19,7 +19,7 @@ pub fn dispatch<T: Real>(
     routing: &Routing<T>,
     experts: Range<u32>,
 ) -> ExpertRows<T> {
-    permutation::dispatch(&rounded(tokens, shape.policy.dispatch(), Tiles::Rows), routing, experts)
+    permutation::dispatch(&rounded(tokens, shape.policy.dispatch(), Tiles::Rows, SENT), routing, experts)
 }
 
 /// I of dispatch: the gradient of the tokens, from those of all experts' rows.
@@ -61,7 +61,7 @@ pub fn combine_input_gradient<T: Real>(
     dy: &Matrix<T>,
     experts: Range<u32>,
 ) -> ExpertRows<T> {
-    permutation::spread(&rounded(dy, shape.policy.dispatch(), Tiles::Rows), routing, experts)
+    permutation::spread(&rounded(dy, shape.policy.dispatch(), Tiles::Rows, SENT), routing, experts)
 }
 
 /// I of combine, too: the gradient of the weights, which stays with the tokens.

@@ -60,7 +60,7 @@ impl<T: Real> Layer<T> {
         let format = shape.policy.stream();
         let mut y = x.clone();
         let (normed, norm) = self.mlp_norm.forward(shape.norm_epsilon, format, x);
-        let (result, mlp) = self.dense().forward(shape.policy.products(), &normed);
+        let (result, mlp) = self.dense().forward(shape.policy.mlp(), &normed);
         y.add(&result);
         round(&mut y, format, Tiles::Rows);
         (y, DenseSaved { norm, mlp })
@@ -74,7 +74,7 @@ impl<T: Real> Layer<T> {
         dy: Matrix<T>,
     ) -> (Matrix<T>, DenseForWeights<T>) {
         let format = shape.policy.stream();
-        let (d_normed, mlp) = self.dense().input_gradient(shape.policy.products(), saved.mlp, &dy);
+        let (d_normed, mlp) = self.dense().input_gradient(shape.policy.mlp(), saved.mlp, &dy);
         let (d_stream, norm) = self.mlp_norm.input_gradient(format, saved.norm, &d_normed);
         let mut dx = dy;
         dx.add(&d_stream);
@@ -86,7 +86,7 @@ impl<T: Real> Layer<T> {
     pub fn accumulate_dense(&mut self, shape: &Shape, needed: &DenseForWeights<T>) {
         self.mlp_norm.accumulate(shape.policy.gradients(), &needed.norm);
         match &mut self.mlp {
-            Mlp::Dense(mlp) => mlp.accumulate(shape.policy.products(), &needed.mlp),
+            Mlp::Dense(mlp) => mlp.accumulate(shape.policy.mlp(), &needed.mlp),
             Mlp::Experts(_) => unreachable!("{NOT_DENSE}"),
         }
     }
@@ -98,7 +98,7 @@ impl<T: Real> Layer<T> {
     pub fn experts_forward(&self, shape: &Shape, rows: ExpertRows<T>) -> (ExpertRows<T>, ExpertsSaved<T>) {
         let experts = &self.experts().experts;
         let each = rows.into_iter().map(|(expert, rows)| {
-            let (y, saved) = experts[&expert].forward(shape.policy.products(), &rows);
+            let (y, saved) = experts[&expert].forward(shape.policy.expert(), &rows);
             ((expert, y), (expert, saved))
         });
         each.unzip()
@@ -113,7 +113,7 @@ impl<T: Real> Layer<T> {
     ) -> (ExpertRows<T>, ExpertsForWeights<T>) {
         let experts = &self.experts().experts;
         let each = saved.into_iter().map(|(expert, saved)| {
-            let (dx, needed) = experts[&expert].input_gradient(shape.policy.products(), saved, &dy[&expert]);
+            let (dx, needed) = experts[&expert].input_gradient(shape.policy.expert(), saved, &dy[&expert]);
             ((expert, dx), (expert, needed))
         });
         each.unzip()
@@ -124,7 +124,7 @@ impl<T: Real> Layer<T> {
         let experts = &mut self.experts_mut().experts;
         for (expert, needed) in needed {
             if let Some(expert) = experts.get_mut(expert) {
-                expert.accumulate(shape.policy.products(), needed);
+                expert.accumulate(shape.policy.expert(), needed);
             }
         }
     }
@@ -136,12 +136,12 @@ impl<T: Real> Layer<T> {
         tokens: &Matrix<T>,
         routing: &Routing<T>,
     ) -> Option<(Matrix<T>, SharedSaved<T>)> {
-        let formats = shape.policy.products();
+        let formats = shape.policy.mlp();
         let (mut y, mlp) = self.experts().shared.as_ref()?.forward(formats, tokens);
         let ungated = routing.shared.as_ref().map(|weights| {
             let ungated = y.clone();
             scale_rows(&mut y, weights);
-            round(&mut y, formats.results, Tiles::Rows);
+            round(&mut y, formats.down.results, Tiles::Rows);
             ungated
         });
         Some((y, SharedSaved { mlp, ungated }))
@@ -155,7 +155,7 @@ impl<T: Real> Layer<T> {
         routing: &Routing<T>,
         dy: &Matrix<T>,
     ) -> Option<(SharedGradient<T>, SharedForWeights<T>)> {
-        let formats = shape.policy.products();
+        let formats = shape.policy.mlp();
         let shared = self.experts().shared.as_ref()?;
         let gate = saved.ungated.map(|ungated| {
             let by_token = (0..dy.rows()).map(|token| dot(dy.row(token), ungated.row(token))).collect();
@@ -164,7 +164,7 @@ impl<T: Real> Layer<T> {
         let mut d_ungated = dy.clone();
         if let Some(weights) = &routing.shared {
             scale_rows(&mut d_ungated, weights);
-            round(&mut d_ungated, formats.results, Tiles::Rows);
+            round(&mut d_ungated, formats.down.results, Tiles::Rows);
         }
         let (tokens, needed) = shared.input_gradient(formats, saved.mlp, &d_ungated);
         Some((SharedGradient { tokens, gate }, needed))
@@ -173,7 +173,7 @@ impl<T: Real> Layer<T> {
     /// W of the shared expert.
     pub fn accumulate_shared(&mut self, shape: &Shape, needed: &SharedForWeights<T>) {
         if let Some(shared) = &mut self.experts_mut().shared {
-            shared.accumulate(shape.policy.products(), needed);
+            shared.accumulate(shape.policy.mlp(), needed);
         }
     }
 

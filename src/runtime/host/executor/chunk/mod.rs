@@ -13,13 +13,13 @@ use std::ops::Range;
 use super::Run;
 use super::rows::ByExpert;
 use super::stage::StageParameters;
-use super::world::World;
 use crate::ir::{Component, Phase, ProgramOp, Step, Tokens, Unit};
 use crate::runtime::host::batch::Batch;
 use crate::runtime::host::layers::{head, mtp};
 use crate::runtime::host::unit::ends::{self, EmbeddingForWeights, InputForWeights};
 use crate::runtime::host::unit::{Layer, UnitParameters};
 use crate::runtime::host::{Matrix, Real, Shape};
+use crate::runtime::world::World;
 use cell::Cell;
 use layer::LayerState;
 

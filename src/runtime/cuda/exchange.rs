@@ -1,0 +1,322 @@
+//! The all-to-all of an expert-parallel group: tokens go to the GPUs of their experts, results come back.
+//!
+//! Expert e lives at *place* e / (experts / places); a place is a GPU, or, for tests, a part of one. At an expert, rows are ordered
+//! by the place that they come from, then by token, so that nothing depends on when something arrives.
+//!
+//! An exchange is, on one stream of each member: announce (one small kernel: how many tokens go to which expert, and where this
+//! member's buffers are, into the others' boards), meet, find the rows (one small kernel, dispatch only), copy (the only kernel of
+//! any length, on as many SMs as it is given), meet. Waiting takes no SM.
+//!
+//! Why nothing is overwritten too early, with one board for all exchanges:
+//! - A member writes to another one's board when it announces. It does so behind its second meeting of the exchange before, and there
+//!   all members have come after their copies, which were the last to read their boards.
+//! - A board is read behind the first meeting of the exchange, where all have announced.
+//! - A receive buffer is written only behind the first meeting, so after all that its owner's stream did before; and its owner passes
+//!   the second meeting only when all have written. Other streams of the owner are ordered by events, as for any op.
+//!
+//! An end carries the number of its exchange: to one of another number nothing is written.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ops::exchange::{self as kernels, Back, Board, END, End, Spread};
+use super::ops::router::{MOST_CHOSEN, MOST_EXPERTS};
+use super::signals::{Meeting, meeting};
+use super::stream::Priority;
+use super::watch::Watch;
+use super::{Bf16, Device, Element, Memory, Slice, Stream};
+use crate::error::{Error, Result};
+
+/// One place of a group. All members do the same exchanges in the same order, on parts of the same tokens.
+pub struct Member {
+    meeting: Meeting,
+    board: Board,
+    top_k: usize,
+    tokens: usize,
+    /// Of all places: others write here, and this one to theirs, as long as any of them lives.
+    boards: Arc<Vec<Memory>>,
+}
+
+/// Where the rows of one layer of one part of a micro-batch go and come from. t: tokens of the part.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed {
+    /// Given: t × top-k, the experts of each token.
+    pub experts: Slice<u32>,
+    /// Given: t × top-k, their weights.
+    pub weights: Slice<f32>,
+    /// t × top-k: the row at the expert's place.
+    pub rows: Slice<u32>,
+    /// Where the rows of each of this place's experts begin, and where the last ends.
+    pub offsets: Slice<u32>,
+    /// For each row that has room, where it comes from: place · most tokens · top-k + token · top-k + slot, of all tokens.
+    pub sources: Slice<u32>,
+    /// For each row that has room, its weight.
+    pub row_weights: Slice<f32>,
+}
+
+impl Routed {
+    /// Rows that have room.
+    pub fn capacity(&self) -> usize {
+        self.sources.len()
+    }
+}
+
+/// The most rows that one place of `places` can get, where each sends `tokens` that go to `top_k` of `experts`.
+pub fn most_rows(places: usize, experts: usize, tokens: usize, top_k: usize) -> usize {
+    tokens * places * top_k.min(experts / places)
+}
+
+/// A group with one place on each of `devices`, of which several may be the same, for at most `tokens` of each at a time. By place.
+///
+/// # Errors
+/// If experts cannot be divided evenly, there are too many of them or of the tokens, or GPUs do not reach each other.
+pub fn group(devices: &[Arc<Device>], experts: usize, tokens: usize, top_k: usize) -> Result<Vec<Member>> {
+    let places = devices.len();
+    if places == 0 || !experts.is_multiple_of(places) || !(1..=MOST_EXPERTS).contains(&experts) {
+        return Err(Error::new(format!(
+            "{experts} experts on {places} GPUs: as many on each, and at most {MOST_EXPERTS}, can be exchanged with"
+        )));
+    }
+    if !(1..=MOST_CHOSEN).contains(&top_k) || u32::try_from(places * tokens * top_k).is_err() {
+        return Err(Error::new(format!(
+            "{places} × {tokens} tokens with {top_k} experts each are too many for an exchange"
+        )));
+    }
+    let layout = Layout { places, experts };
+    let meetings = meeting(devices)?;
+    let boards = devices.iter().map(|device| Memory::new(device, layout.bytes())).collect::<Result<Vec<_>>>()?;
+    let boards = Arc::new(boards);
+    let peers: Vec<u64> = boards.iter().map(|board| board.all::<u8>().address()).collect();
+    let member = |(meeting, device): (Meeting, &Arc<Device>)| {
+        let board = layout.board(meeting.member(), &boards[meeting.member()]);
+        let stream = Stream::new(device, Priority::Low)?;
+        boards[board.place].all::<u8>().fill_bytes(&stream, 0)?;
+        board.peers.write(&stream, &peers)?;
+        Ok(Member { meeting, board, top_k, tokens, boards: Arc::clone(&boards) })
+    };
+    meetings.into_iter().zip(devices).map(member).collect()
+}
+
+/// What lies on a board, in order.
+#[derive(Clone, Copy)]
+struct Layout {
+    places: usize,
+    experts: usize,
+}
+
+impl Layout {
+    /// The kernels know that the table stands behind the ends.
+    fn table(self) -> usize {
+        self.places * END * u64::BYTES
+    }
+
+    fn first(self) -> usize {
+        self.table() + self.places * self.experts * u32::BYTES
+    }
+
+    fn overflow(self) -> usize {
+        self.first() + self.experts * u32::BYTES
+    }
+
+    fn peers(self) -> usize {
+        (self.overflow() + u32::BYTES).next_multiple_of(u64::BYTES)
+    }
+
+    fn bytes(self) -> usize {
+        self.peers() + self.places * u64::BYTES
+    }
+
+    fn board(self, place: usize, memory: &Memory) -> Board {
+        let Self { places, experts } = self;
+        Board {
+            place,
+            places,
+            experts,
+            peers: memory.at(self.peers(), places),
+            ends: memory.at(0, places * END),
+            table: memory.at(self.table(), places * experts),
+            first: memory.at(self.first(), experts),
+            overflow: memory.at(self.overflow(), 1),
+        }
+    }
+}
+
+/// Some tokens of a micro-batch, and what is done with them.
+struct Part {
+    tokens: Range<usize>,
+    hidden: usize,
+}
+
+impl Member {
+    /// Forward dispatch: the rows of `x` (all tokens × `hidden`) that are in `tokens` go to their experts, into `arrived` (capacity ×
+    /// `hidden`) there, by expert. Fills all of `routed` that is not given.
+    ///
+    /// # Errors
+    /// If the driver refuses, or another member does not come in time.
+    ///
+    /// # Panics
+    /// If lengths do not fit each other.
+    #[expect(clippy::too_many_arguments, reason = "what is sent, how, and where it arrives")]
+    pub fn dispatch(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        x: Slice<Bf16>,
+        hidden: usize,
+        tokens: Range<usize>,
+        routed: &Routed,
+        arrived: Slice<Bf16>,
+    ) -> Result<()> {
+        assert_eq!(routed.row_weights.len(), routed.capacity(), "a weight for each row that has room");
+        assert_eq!(routed.weights.len(), routed.experts.len(), "a weight for each expert of a token");
+        let part = self.part(tokens, hidden, routed, arrived);
+        let end = End {
+            arrays: [arrived.address(), routed.sources.address(), routed.row_weights.address()],
+            room: routed.capacity(),
+            number: self.meeting.upcoming(),
+        };
+        kernels::announce(stream, &self.board, Some((routed.experts, routed.rows)), &end)?;
+        self.meeting.meet(stream, watch)?;
+        kernels::places(stream, &self.board, routed.capacity(), routed.offsets)?;
+        self.spread((stream, watch), sms, x, part, (routed, routed.weights), end.number)
+    }
+
+    /// Forward combine: the rows of `y` (capacity × `hidden`, by expert) go back to their tokens, into `returned` (all tokens ×
+    /// top-k × `hidden`) there. They are not weighed.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If lengths do not fit each other.
+    pub fn combine(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        y: Slice<Bf16>,
+        hidden: usize,
+        routed: &Routed,
+        returned: Slice<Bf16>,
+    ) -> Result<()> {
+        self.give_back((stream, watch), sms, (y, Slice::none()), hidden, routed, (returned, Slice::none()))
+    }
+
+    /// Input gradient of combine: as [`Member::dispatch`], of the gradient `dy` (all tokens × `hidden`), to where the tokens went.
+    ///
+    /// # Errors
+    /// If the driver refuses, or another member does not come in time.
+    ///
+    /// # Panics
+    /// If lengths do not fit each other.
+    #[expect(clippy::too_many_arguments, reason = "what is sent, how, and where it arrives")]
+    pub fn combine_gradient(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        dy: Slice<Bf16>,
+        hidden: usize,
+        tokens: Range<usize>,
+        routed: &Routed,
+        arrived: Slice<Bf16>,
+    ) -> Result<()> {
+        let part = self.part(tokens, hidden, routed, arrived);
+        let end = End { arrays: [arrived.address(), 0, 0], room: routed.capacity(), number: self.meeting.upcoming() };
+        kernels::announce(stream, &self.board, None, &end)?;
+        self.meeting.meet(stream, watch)?;
+        self.spread((stream, watch), sms, dy, part, (routed, Slice::none()), end.number)
+    }
+
+    /// Input gradient of dispatch: as [`Member::combine`], of the gradients `dx` by row (capacity × `hidden`). With each goes the
+    /// gradient of its weight, from `d_row_weights` (capacity) to `d_weights` (all tokens × top-k) there.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If lengths do not fit each other.
+    pub fn dispatch_gradient(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        (dx, d_row_weights): (Slice<Bf16>, Slice<f32>),
+        hidden: usize,
+        routed: &Routed,
+        (returned, d_weights): (Slice<Bf16>, Slice<f32>),
+    ) -> Result<()> {
+        assert!(!d_row_weights.is_empty() || routed.capacity() == 0, "a gradient for the weight of each row");
+        self.give_back((stream, watch), sms, (dx, d_row_weights), hidden, routed, (returned, d_weights))
+    }
+
+    /// The largest number of rows of this place that had no room since this was last asked, if there was one: then the step is
+    /// worth nothing. Waits for the stream.
+    ///
+    /// # Errors
+    /// If the driver refuses, or something that the stream was given has failed.
+    pub fn overflow(&mut self, stream: &Stream) -> Result<Option<usize>> {
+        let rows = self.board.overflow.read(stream)?.first().copied().unwrap_or_default();
+        if rows == 0 {
+            return Ok(None);
+        }
+        self.board.overflow.write(stream, &[0])?;
+        Ok(usize::try_from(rows).ok())
+    }
+
+    /// Experts of a place.
+    pub fn local_experts(&self) -> usize {
+        self.board.experts / self.boards.len()
+    }
+
+    /// Before others are told of the memory: checks that it is as large as they will think.
+    fn part(&self, tokens: Range<usize>, hidden: usize, routed: &Routed, arrived: Slice<Bf16>) -> Part {
+        assert!(tokens.end <= self.tokens, "token {} of {}", tokens.end, self.tokens);
+        assert_eq!(routed.experts.len(), tokens.len() * self.top_k, "{} experts for each token", self.top_k);
+        assert!(arrived.len() >= routed.capacity() * hidden, "room for {} rows", routed.capacity());
+        Part { tokens, hidden }
+    }
+
+    fn spread(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        x: Slice<Bf16>,
+        part: Part,
+        (routed, weights): (&Routed, Slice<f32>),
+        number: u32,
+    ) -> Result<()> {
+        let Part { tokens, hidden } = part;
+        let source = (self.board.place * self.tokens + tokens.start) * self.top_k;
+        let to = Spread { experts: routed.experts, rows: routed.rows, weights, source };
+        let x = x.part(tokens.start * hidden..tokens.end * hidden);
+        kernels::spread(stream, sms, &self.board, (x, hidden), &to, number)?;
+        self.meeting.meet(stream, watch)
+    }
+
+    fn give_back(
+        &mut self,
+        (stream, watch): (&Stream, &Watch),
+        sms: u32,
+        (y, numbers): (Slice<Bf16>, Slice<f32>),
+        hidden: usize,
+        routed: &Routed,
+        (returned, returned_numbers): (Slice<Bf16>, Slice<f32>),
+    ) -> Result<()> {
+        let entries = returned.len() / hidden;
+        assert_eq!(returned.len(), entries * hidden, "whole rows of {hidden}");
+        assert!(numbers.is_empty() || returned_numbers.len() >= entries, "room for a number with each row");
+        let end = End {
+            arrays: [returned.address(), returned_numbers.address(), 0],
+            room: entries,
+            number: self.meeting.upcoming(),
+        };
+        kernels::announce(stream, &self.board, None, &end)?;
+        self.meeting.meet(stream, watch)?;
+        let back = Back {
+            count: routed.offsets.part(self.local_experts()..self.local_experts() + 1),
+            sources: routed.sources,
+            numbers,
+            per_place: self.tokens * self.top_k,
+        };
+        kernels::give_back(stream, sms, &self.board, (y, hidden), &back, end.number)?;
+        self.meeting.meet(stream, watch)
+    }
+}

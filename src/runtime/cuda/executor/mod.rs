@@ -1,0 +1,516 @@
+//! Runs a plan on GPUs: threads launch what the plan says on the plan's streams; what has to be waited for, the
+//! GPUs wait for themselves, by events ([`super::signals`]).
+//!
+//! A rank is a GPU; or several ranks share one, so that every plan runs on a single GPU too. Ranks exchange through each other's memory,
+//! so all GPUs are of one host and one process.
+//!
+//! `world` and `messages` beside the runtimes say who is where and what lies in which slot; `store` are the parameters of a stage,
+//! `unit` the ops of its units, `places` and `blocks` say where values lie; `rank` launches, `sync` is the end of a step.
+
+mod blocks;
+mod heap;
+mod places;
+mod rank;
+mod stage;
+mod store;
+mod sync;
+mod trace;
+mod unit;
+
+pub use trace::Span;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::signals::{Receiver, Sender, link, meeting};
+use super::stream::Priority;
+use super::watch::Watch;
+use super::{Device, Event, Memory, Slice, Stream, device, exchange, product};
+use crate::error::{Error, Result};
+use crate::ir::Step;
+use crate::plan::{Plan, StreamId, Task, rank_streams};
+use crate::runtime::host::Shape;
+use crate::runtime::host::adamw::AdamW;
+use crate::runtime::host::batch::Batch;
+use crate::runtime::host::executor::StageParameters;
+use crate::runtime::host::parameters::initialise;
+use crate::runtime::host::reference;
+use crate::runtime::messages::{Message, uses};
+use crate::runtime::world::{Gpu, World};
+use crate::runtime::{fit, said};
+use blocks::Block;
+use rank::{Data, Done, Rank, Shared};
+use stage::Stage;
+use store::{REGIONS, Region, Store};
+use sync::{Peer, Sync};
+use unit::Sizes;
+
+/// How a plan is spread over this computer's GPUs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// GPUs to use, the first ones; all if there is no number.
+    pub gpus: Option<usize>,
+    /// How long an item may take until the run is given up.
+    pub time_out: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { gpus: None, time_out: Duration::from_secs(60) }
+    }
+}
+
+/// A model that is trained as a plan says, on GPUs.
+pub struct Executor {
+    plan: Plan,
+    shape: Shape,
+    optimizer: AdamW,
+    world: World,
+    ranks: Vec<Rank>,
+    steps: u32,
+    time_out: Duration,
+    /// After a failure the GPUs' memory is in no defined state.
+    failed: bool,
+}
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Vec<f32>>;
+
+/// A step that was taken.
+pub struct Taken {
+    /// Losses and norm of the gradients.
+    pub step: reference::Step,
+    /// By rank: what ran when, if that was asked for.
+    pub spans: Vec<(Gpu, Vec<Span>)>,
+}
+
+impl Executor {
+    /// Before the first step, with initial parameters: the same as [`crate::runtime::host::executor::Executor`] has for this `seed`.
+    ///
+    /// # Errors
+    /// If the plan or its model has something that this runtime has not, there is no GPU, a library is missing, or the memory does not
+    /// suffice.
+    pub fn new(plan: Plan, shape: Shape, optimizer: AdamW, seed: u64, options: &Options) -> Result<Self> {
+        fit::check(&plan, &shape)?;
+        has_forms(&plan)?;
+        let world = World::new(&plan);
+        let devices = open(world.count(), options.gpus)?;
+        let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
+        let ranks = builder.ranks()?;
+        Ok(Self { plan, shape, optimizer, world, ranks, steps: 0, time_out: options.time_out, failed: false })
+    }
+
+    /// One step. `data`: by replica, its micro-batches. `traced`: measure when everything ran.
+    ///
+    /// # Errors
+    /// If the data does not fit the plan, or something fails; then there is no going on.
+    pub fn step(&mut self, data: &[Vec<Batch>], traced: bool) -> Result<Taken> {
+        if self.failed {
+            return Err(Error::new("a step has failed, and its parameters are half updated"));
+        }
+        let result = self.try_step(data, traced);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn try_step(&mut self, data: &[Vec<Batch>], traced: bool) -> Result<Taken> {
+        let origin = &self.plan.origin;
+        let tokens = origin.micro_batch_size as usize * self.shape.sequence;
+        let micro_batches = self.plan.layout.micro_batches as usize;
+        let fits = |replica: &Vec<Batch>| {
+            replica.len() == micro_batches && replica.iter().all(|batch| batch.tokens() == tokens)
+        };
+        if data.len() != self.world.replicas as usize || !data.iter().all(fits) {
+            return Err(Error::new(format!(
+                "a step needs {micro_batches} micro-batches of {tokens} tokens for each of {} replicas",
+                self.world.replicas
+            )));
+        }
+        let by_replica: Vec<Data> = data
+            .iter()
+            .map(|batches| [0, 1].map(|ahead| batches.iter().flat_map(|batch| batch.ahead(ahead)).collect()))
+            .collect();
+        let step_tokens = tokens * micro_batches * data.len();
+        let step = self.optimizer_step();
+        let bases = self.bases(traced)?;
+        let watch = Watch::new(self.time_out);
+        let shared = Shared {
+            plan: &self.plan,
+            shape: &self.shape,
+            watch: &watch,
+            step: (
+                step,
+                (self.optimizer.learning_rate * self.optimizer.weight_decay) as f32,
+                self.optimizer.balance_rate as f32,
+            ),
+            tokens: (tokens, step_tokens),
+            bases,
+        };
+        // Nobody writes to another's memory before all have cleared theirs.
+        let cleared = Barrier::new(self.ranks.len());
+        let done: Vec<Option<Done>> = thread::scope(|scope| {
+            let (shared, by_replica, cleared) = (&shared, &by_replica, &cleared);
+            let threads: Vec<_> = (self.ranks.iter())
+                .map(|rank| scope.spawn(move || work(rank, shared, &by_replica[rank.gpu.replica as usize], cleared)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+        });
+        drop(shared);
+        if let Some(error) = watch.failure() {
+            return Err(error);
+        }
+        let done: Vec<Done> = done.into_iter().flatten().collect();
+        let losses: f64 = done.iter().flat_map(|done| &done.losses).sum();
+        let spans = (self.ranks.iter().zip(&done)).map(|(rank, done)| {
+            let spans = done.traces.iter().map(trace::Trace::spans).collect::<Result<Vec<_>>>()?;
+            Ok((rank.gpu, spans.concat()))
+        });
+        let spans = spans.collect::<Result<Vec<_>>>()?;
+        self.steps += 1;
+        let squares = done.first().map_or(f64::NAN, |done| done.squares);
+        let step = reference::Step { losses: vec![losses / step_tokens as f64], gradient_norm: squares.sqrt() };
+        Ok(Taken { step, spans })
+    }
+
+    /// The plan that is run.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The shape of its model.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// By rank: which GPU it is on, and bytes that it has there.
+    pub fn places(&self) -> impl Iterator<Item = (Gpu, &Device, usize)> {
+        self.ranks.iter().map(|rank| (rank.gpu, &*rank.device, rank.bytes()))
+    }
+
+    /// The gradients of the last step, by rank and name: reduced, not clipped. With a sharded optimizer a rank has only its share of
+    /// them, and the rest is what it made itself.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn gradients(&self) -> Result<Vec<(Gpu, Tensors)>> {
+        self.arrays(|store| store.gradients())
+    }
+
+    /// The parameters of each rank by name, in fp32; with a sharded optimizer those that another one updates as they were gathered.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn parameters(&self) -> Result<Vec<(Gpu, Tensors)>> {
+        self.arrays(Store::parameters)
+    }
+
+    fn arrays(&self, of: impl Fn(&Store) -> Slice<f32>) -> Result<Vec<(Gpu, Tensors)>> {
+        let rank = |rank: &Rank| {
+            let mut tensors = BTreeMap::new();
+            for stage in rank.stages.values() {
+                let values = of(&stage.store).read(&rank.comm)?;
+                for (name, place) in stage.store.tensors() {
+                    tensors.insert(name.to_owned(), values[place].to_vec());
+                }
+            }
+            Ok((rank.gpu, tensors))
+        };
+        self.ranks.iter().map(rank).collect()
+    }
+
+    fn optimizer_step(&self) -> super::ops::optimizer::Step {
+        let power = |beta: f64| beta.powi(i32::try_from(self.steps + 1).unwrap_or(i32::MAX));
+        let of = &self.optimizer;
+        super::ops::optimizer::Step {
+            rate: of.learning_rate as f32,
+            beta1: of.beta1 as f32,
+            beta2: of.beta2 as f32,
+            epsilon: of.epsilon as f32,
+            correction1: (1.0 / (1.0 - power(of.beta1))) as f32,
+            correction2: (1.0 / (1.0 - power(of.beta2))) as f32,
+            clip: of.clip.map(|most| most as f32),
+        }
+    }
+
+    /// By GPU: an event that has happened, if times are measured.
+    fn bases(&self, traced: bool) -> Result<Vec<Option<Arc<Event>>>> {
+        let most = self.ranks.iter().map(|rank| rank.device.ordinal).max().unwrap_or_default();
+        let mut bases = vec![None; most + 1];
+        for rank in self.ranks.iter().filter(|_| traced) {
+            let base = &mut bases[rank.device.ordinal];
+            if base.is_none() {
+                let event = Event::new(&rank.device, true)?;
+                event.record(&rank.comm)?;
+                event.synchronize()?;
+                *base = Some(Arc::new(event));
+            }
+        }
+        Ok(bases)
+    }
+}
+
+/// A thread: runs the step of one rank, and ends the others if that fails.
+fn work(rank: &Rank, shared: &Shared, data: &Data, cleared: &Barrier) -> Option<Done> {
+    let begun = rank.begin(data);
+    cleared.wait();
+    match begun.and_then(|()| rank.step(shared)) {
+        Ok(done) => Some(done),
+        Err(error) => {
+            shared.watch.fail(rank.told(&error));
+            None
+        }
+    }
+}
+
+/// Whether all ops of the plan have a form that this runtime has.
+fn has_forms(plan: &Plan) -> Result<()> {
+    for op in plan.programs.iter().flat_map(|program| &program.ops) {
+        let form = match op.step {
+            Step::Quantise => "exchanges that quantise what they send",
+            Step::Pack => "exchanges by copy engines",
+            Step::Main | Step::Shared | Step::Again if !op.tokens.is_all() => "layers that are cut along their tokens",
+            Step::Main | Step::Shared | Step::Again => continue,
+        };
+        return Err(Error::new(format!("the plan has {form}, which the CUDA runtime has not yet"))
+            .help("compile the job with `--without-rewrites all`"));
+    }
+    Ok(())
+}
+
+/// One GPU for each rank, neighbours on the same one if there are fewer.
+fn open(ranks: usize, wanted: Option<usize>) -> Result<Vec<Arc<Device>>> {
+    let there = device::count()?;
+    let gpus = wanted.unwrap_or(there).min(ranks);
+    if gpus == 0 || gpus > there {
+        return Err(Error::new(format!("{} GPUs are wanted; this computer has {there}", wanted.unwrap_or(1))));
+    }
+    let devices = (0..gpus).map(Device::open).collect::<Result<Vec<_>>>()?;
+    Ok((0..ranks).map(|rank| Arc::clone(&devices[rank * gpus / ranks])).collect())
+}
+
+/// Builds ranks.
+struct Builder<'a> {
+    plan: &'a Plan,
+    shape: &'a Shape,
+    world: &'a World,
+    /// By rank.
+    devices: &'a [Arc<Device>],
+    seed: u64,
+}
+
+impl Builder<'_> {
+    fn ranks(&self) -> Result<Vec<Rank>> {
+        let gpus: Vec<Gpu> = self.world.gpus().collect();
+        // In threads: a large model has many initial values.
+        let stages = thread::scope(|scope| {
+            let threads: Vec<_> = gpus.iter().map(|&gpu| scope.spawn(move || self.stages(gpu))).collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", said(&*panic)))))
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+        });
+        let mut stages = stages?;
+        let mut syncs = self.syncs(&gpus, &stages)?;
+        let mut members = self.members(&gpus)?;
+        let norm_meetings = meeting(self.devices)?;
+        let mut links = self.links(&gpus)?;
+        let mut ranks = Vec::new();
+        for ((index, &gpu), norm_meeting) in gpus.iter().enumerate().zip(norm_meetings) {
+            let device = &self.devices[index];
+            let of = &self.plan.ranks[gpu.rank as usize];
+            let stages = std::mem::take(&mut stages[index]);
+            let (places, bytes) = places::blocks(&of.items, &stages);
+            let (slots, ring_bytes) = places::rings(of);
+            let scratch = [Block::Forward, Block::Backward, Block::Weights].map(|block| {
+                let most = stages.values().map(|stage| stage.bytes(block)).max().unwrap_or_default();
+                Memory::new(device, most)
+            });
+            let [forward, backward, weights] = scratch;
+            let (senders, receivers) = links.remove(&index).unwrap_or_default();
+            let ops = self.plan.programs.iter().map(|program| program.ops.len()).max().unwrap_or_default();
+            let events = |count: usize| (0..count).map(|_| Event::new(device, false)).collect::<Result<Vec<_>>>();
+            let mut streams = BTreeMap::new();
+            // What the end of a step and its start need is always there.
+            for id in rank_streams(&of.items).into_iter().chain([StreamId::Compute, StreamId::Sync]) {
+                let priority = if id == StreamId::Compute { Priority::Low } else { Priority::High };
+                streams.insert(id, Stream::new(device, priority)?);
+            }
+            let tokens = self.tokens() * self.plan.layout.micro_batches as usize;
+            ranks.push(Rank {
+                gpu,
+                comm: Stream::new(device, Priority::High)?,
+                products: product::Products::new(device)?,
+                member: Mutex::new(members.get_mut(index).and_then(Option::take)),
+                exchanges: self.world.ep > 1,
+                syncs: std::mem::take(&mut syncs[index]),
+                senders,
+                receivers,
+                targets: vec![None; of.items.len()],
+                memory: Memory::new(device, bytes)?,
+                places,
+                scratch: [forward?, backward?, weights?],
+                rings: Memory::new(device, ring_bytes)?,
+                slots,
+                uses: uses(of, gpu.rank, &self.plan.layout),
+                ended: events(of.items.len())?.into_iter().map(|event| (event, AtomicBool::new(false))).collect(),
+                op_ended: events(ops)?,
+                joints: [Event::new(device, false)?, Event::new(device, false)?],
+                data: [Memory::of::<u32>(device, tokens)?, Memory::of::<u32>(device, tokens)?],
+                losses: Memory::of::<f32>(device, self.plan.layout.micro_batches as usize)?,
+                squares: [
+                    Memory::of::<f32>(device, 1)?,
+                    Memory::of::<f32>(device, self.world.count())?,
+                    Memory::of::<f32>(device, 1)?,
+                ],
+                norm_meeting: Mutex::new(norm_meeting),
+                boards: Vec::new(),
+                index,
+                streams,
+                stages,
+                device: Arc::clone(device),
+            });
+        }
+        let boards: Vec<Slice<f32>> = ranks.iter().map(|rank| rank.squares[1].all()).collect();
+        ranks.iter_mut().for_each(|rank| rank.boards.clone_from(&boards));
+        self.aim(&mut ranks)?;
+        Ok(ranks)
+    }
+
+    /// Tokens of a micro-batch.
+    fn tokens(&self) -> usize {
+        self.plan.origin.micro_batch_size as usize * self.shape.sequence
+    }
+
+    fn sizes(&self, gpu: Gpu) -> Sizes {
+        let experts = self.world.experts_at(self.world.place(gpu));
+        let local_experts = experts.len();
+        let top_k = self.shape.model.moe.as_ref().map_or(0, |moe| moe.top_k as usize);
+        let tokens = self.tokens();
+        // Room for every token of the group, at as many experts as it can choose here.
+        let capacity = tokens * self.world.ep as usize * top_k.min(local_experts);
+        Sizes { tokens, capacity, local_experts, first_expert: experts.start }
+    }
+
+    fn stages(&self, gpu: Gpu) -> Result<BTreeMap<u32, Stage>> {
+        let device = &self.devices[self.world.index(gpu)];
+        let stream = Stream::new(device, Priority::Low)?;
+        let mut stages = BTreeMap::new();
+        for stage in self.plan.layout.stages_of(gpu.rank) {
+            let units = &self.plan.stages[stage as usize].units;
+            let experts = self.world.experts_at(self.world.place(gpu));
+            let mut initial = StageParameters::<f32>::zeros(self.shape, units, &experts);
+            initialise(&mut initial, "", self.seed, self.shape.policy.master());
+            let members = REGIONS.map(|region| self.members_of(gpu, stage, region).len());
+            let store = Store::new(device, &stream, &initial, members)?;
+            stages.insert(stage, Stage::new(self.shape, units, self.sizes(gpu), store)?);
+        }
+        Ok(stages)
+    }
+
+    /// The GPUs that have the same parameters of a region.
+    fn members_of(&self, gpu: Gpu, stage: u32, region: Region) -> Vec<Gpu> {
+        let holders = self.world.holders(&self.plan.layout.holders(stage)).into_iter();
+        let same = |other: &Gpu| region != Region::Experts || self.world.place(*other) == self.world.place(gpu);
+        holders.filter(same).collect()
+    }
+
+    /// By GPU and stage.
+    fn syncs(&self, gpus: &[Gpu], stages: &[BTreeMap<u32, Stage>]) -> Result<Vec<BTreeMap<u32, Sync>>> {
+        let mut syncs: Vec<BTreeMap<u32, Sync>> = gpus.iter().map(|_| BTreeMap::new()).collect();
+        for stage in 0..self.plan.layout.stages {
+            let holders = self.world.holders(&self.plan.layout.holders(stage));
+            let devices: Vec<Arc<Device>> =
+                holders.iter().map(|&gpu| Arc::clone(&self.devices[self.world.index(gpu)])).collect();
+            let gathers = |item: &crate::plan::Item| item.0 == Task::GatherParams(stage);
+            let sharded = self.plan.ranks.iter().flat_map(|rank| &rank.items).any(gathers);
+            for (&gpu, meeting) in holders.iter().zip(meeting(&devices)?) {
+                let index = self.world.index(gpu);
+                let store = |gpu: Gpu| stages[self.world.index(gpu)].get(&stage).map(|stage| &stage.store);
+                let Some(own) = store(gpu) else { continue };
+                let peers = REGIONS.map(|region| {
+                    let members = self.members_of(gpu, stage, region);
+                    let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
+                    (members.into_iter().filter_map(store).map(Peer::of).collect(), mine)
+                });
+                let device = &self.devices[index];
+                let stream = Stream::new(device, Priority::Low)?;
+                syncs[index].insert(stage, Sync::new(device, &stream, own, peers, meeting, sharded)?);
+            }
+        }
+        Ok(syncs)
+    }
+
+    /// By GPU: its place in the exchange of its group.
+    fn members(&self, gpus: &[Gpu]) -> Result<Vec<Option<exchange::Member>>> {
+        let mut members: Vec<Option<exchange::Member>> = gpus.iter().map(|_| None).collect();
+        let Some(moe) = &self.shape.model.moe else { return Ok(members) };
+        for &first in gpus.iter().filter(|&&gpu| self.world.place(gpu) == 0) {
+            let group: Vec<usize> = self.world.group(first).map(|gpu| self.world.index(gpu)).collect();
+            let devices: Vec<Arc<Device>> = group.iter().map(|&index| Arc::clone(&self.devices[index])).collect();
+            let made = exchange::group(&devices, moe.experts as usize, self.tokens(), moe.top_k as usize)?;
+            for (index, member) in group.into_iter().zip(made) {
+                members[index] = Some(member);
+            }
+        }
+        Ok(members)
+    }
+
+    /// By GPU: links to and from the other ranks of its replica that it exchanges messages with.
+    #[expect(clippy::type_complexity, reason = "the two maps that a rank has")]
+    fn links(
+        &self,
+        gpus: &[Gpu],
+    ) -> Result<BTreeMap<usize, (BTreeMap<u32, Mutex<Sender>>, BTreeMap<u32, Mutex<Receiver>>)>> {
+        let mut links: BTreeMap<usize, (BTreeMap<u32, Mutex<Sender>>, BTreeMap<u32, Mutex<Receiver>>)> =
+            BTreeMap::new();
+        for &gpu in gpus {
+            let mut peers: Vec<u32> = self.plan.ranks[gpu.rank as usize]
+                .items
+                .iter()
+                .filter_map(|item| Message::of(item.0).filter(|&(_, _, sent)| sent).map(|(_, peer, _)| peer))
+                .filter(|&peer| peer < self.world.ranks)
+                .collect();
+            peers.sort_unstable();
+            peers.dedup();
+            for peer in peers {
+                let (from, to) = (self.world.index(gpu), self.world.index(Gpu { rank: peer, ..gpu }));
+                let (sender, receiver) = link(&self.devices[from], &self.devices[to])?;
+                links.entry(from).or_default().0.insert(peer, Mutex::new(sender));
+                links.entry(to).or_default().1.insert(gpu.rank, Mutex::new(receiver));
+            }
+        }
+        Ok(links)
+    }
+
+    /// Sends know where the receive that they meet puts things: the k-th to a rank meets the k-th there.
+    fn aim(&self, ranks: &mut [Rank]) -> Result<()> {
+        for index in 0..ranks.len() {
+            let gpu = ranks[index].gpu;
+            let mut sent: BTreeMap<u32, usize> = BTreeMap::new();
+            for (item, of) in self.plan.ranks[gpu.rank as usize].items.iter().enumerate() {
+                let Some((message, peer, true)) = Message::of(of.0) else { continue };
+                let count = sent.entry(peer).or_default();
+                let meets = self.plan.ranks.get(peer as usize).and_then(|rank| {
+                    let mut receives = rank.items.iter().enumerate().filter(|(_, item)| {
+                        Message::of(item.0).is_some_and(|(_, from, sent)| !sent && from == gpu.rank)
+                    });
+                    receives.nth(*count)
+                });
+                *count += 1;
+                let unmet = || Error::new(format!("{} meets no receive", of.0));
+                let (at, receive) = meets.ok_or_else(unmet)?;
+                if Message::of(receive.0).is_none_or(|(theirs, _, _)| theirs != message) {
+                    return Err(Error::new(format!("{} meets {}", of.0, receive.0)));
+                }
+                let other = &ranks[self.world.index(Gpu { rank: peer, ..gpu })];
+                let value = other.uses[at].written.first().ok_or_else(unmet)?;
+                let slot = other.slot(value, self.tokens() * self.shape.hidden());
+                ranks[index].targets[item] = Some(slot.cast());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! The parameters of a stage on one GPU, with all that is as large: gradients, moments, and a copy in bf16 that products read.
+//!
+//! Each of these is one array with the same places. It has regions by what happens to them at the end of a step: they are reduced over
+//! other GPUs, or decay or not. Each region is as long as a multiple of what its members share it by.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::runtime::cuda::{Bf16, Device, Memory, Slice, Stream};
+use crate::runtime::host::executor::StageParameters;
+use crate::runtime::host::parameters::{Parameters as _, Role};
+
+/// What happens to parameters at the end of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Region {
+    /// Matrices that every GPU has which holds the stage: they decay.
+    Weights,
+    /// Gains and biases: they do not.
+    Vectors,
+    /// Matrices of routed experts, which only GPUs at the same place of their groups have.
+    Experts,
+    /// Balancing biases; among the gradients, loads.
+    Balance,
+}
+
+/// All regions, in the order of their places.
+pub const REGIONS: [Region; 4] = [Region::Weights, Region::Vectors, Region::Experts, Region::Balance];
+
+/// Elements that a tensor's place is a multiple of: 256 bytes of bf16.
+const UNIT: usize = 128;
+
+/// Where a tensor lies in each of the arrays.
+#[derive(Clone, Debug)]
+struct Place {
+    start: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// The parameters of a stage.
+pub struct Store {
+    places: BTreeMap<String, Place>,
+    regions: [Range<usize>; 4],
+    parameters: Memory,
+    gradients: Memory,
+    moments: [Memory; 2],
+    copy: Memory,
+}
+
+/// A matrix that products read: outputs × inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// In bf16.
+    pub values: Slice<Bf16>,
+    /// Is added to.
+    pub gradient: Slice<f32>,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+}
+
+/// A gain, a bias, or a table of which rows are looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Vector {
+    /// In fp32.
+    pub values: Slice<f32>,
+    /// Is added to.
+    pub gradient: Slice<f32>,
+}
+
+/// Which region a tensor belongs to.
+fn region(name: &str, role: Role) -> Region {
+    match role {
+        Role::Balance => Region::Balance,
+        Role::Gain | Role::Bias => Region::Vectors,
+        Role::Weight if name.contains(".experts.") => Region::Experts,
+        Role::Weight => Region::Weights,
+    }
+}
+
+impl Store {
+    /// With the values of `initial`. `members`: GPUs that share each region's work, by region.
+    ///
+    /// # Errors
+    /// If the GPU has not so much memory.
+    pub fn new(
+        device: &Arc<Device>,
+        stream: &Stream,
+        initial: &StageParameters<f32>,
+        members: [usize; 4],
+    ) -> Result<Self> {
+        let tensors = initial.tensors("");
+        let mut places = BTreeMap::new();
+        let mut regions = [const { 0..0 }; 4];
+        let mut next = 0;
+        for (number, of) in REGIONS.into_iter().enumerate() {
+            let start = next;
+            for (name, tensor) in tensors.iter().filter(|(name, tensor)| region(name, tensor.role) == of) {
+                let (rows, columns) = (tensor.values.rows(), tensor.values.columns());
+                places.insert(name.clone(), Place { start: next, rows, columns });
+                next += (rows * columns).next_multiple_of(UNIT);
+            }
+            next = start + (next - start).next_multiple_of(UNIT * members[number].max(1));
+            regions[number] = start..next;
+        }
+        let array = || Memory::of::<f32>(device, next);
+        let store = Self {
+            places,
+            regions,
+            parameters: array()?,
+            gradients: array()?,
+            moments: [array()?, array()?],
+            copy: Memory::of::<Bf16>(device, next)?,
+        };
+        let mut values = vec![0.0f32; next];
+        for (name, tensor) in &tensors {
+            let start = store.places[name].start;
+            values[start..start + tensor.values.values().len()].copy_from_slice(tensor.values.values());
+        }
+        let copy: Vec<Bf16> = values.iter().map(|&value| Bf16::of(value)).collect();
+        store.parameters().write(stream, &values)?;
+        store.copy().write(stream, &copy)?;
+        [&store.gradients, &store.moments[0], &store.moments[1]]
+            .into_iter()
+            .try_for_each(|memory| memory.all::<u8>().fill_bytes(stream, 0))?;
+        Ok(store)
+    }
+
+    /// The elements of a region.
+    pub fn region(&self, of: Region) -> Range<usize> {
+        self.regions[of as usize].clone()
+    }
+
+    /// All parameters, in fp32.
+    pub fn parameters(&self) -> Slice<f32> {
+        self.parameters.all()
+    }
+
+    /// All gradients.
+    pub fn gradients(&self) -> Slice<f32> {
+        self.gradients.all()
+    }
+
+    /// First and second moments.
+    pub fn moments(&self) -> [Slice<f32>; 2] {
+        [self.moments[0].all(), self.moments[1].all()]
+    }
+
+    /// All parameters in bf16.
+    pub fn copy(&self) -> Slice<Bf16> {
+        self.copy.all()
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let [first, second] = &self.moments;
+        [&self.parameters, &self.gradients, first, second, &self.copy].iter().map(|memory| memory.bytes()).sum()
+    }
+
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.places.get(name).ok_or_else(|| Error::new(format!("the stage has no {name}")))
+    }
+
+    /// A matrix.
+    ///
+    /// # Errors
+    /// If the stage has none of that name.
+    pub fn matrix(&self, name: &str) -> Result<Matrix> {
+        let &Place { start, rows, columns } = self.place(name)?;
+        let range = start..start + rows * columns;
+        Ok(Matrix {
+            values: self.copy().part(range.clone()),
+            gradient: self.gradients().part(range),
+            outputs: rows,
+            inputs: columns,
+        })
+    }
+
+    /// A vector, or a table.
+    ///
+    /// # Errors
+    /// If the stage has none of that name.
+    pub fn vector(&self, name: &str) -> Result<Vector> {
+        let &Place { start, rows, columns } = self.place(name)?;
+        let range = start..start + rows * columns;
+        Ok(Vector { values: self.parameters().part(range.clone()), gradient: self.gradients().part(range) })
+    }
+
+    /// A vector that not every model has.
+    pub fn vector_if_any(&self, name: &str) -> Option<Vector> {
+        self.vector(name).ok()
+    }
+
+    /// The same tensors of neighbouring experts: from the first one's first element to the last one's last, and by how many elements one
+    /// stands from the next.
+    ///
+    /// # Errors
+    /// If the stage lacks one of them.
+    pub fn group(&self, names: &[String]) -> Result<(Range<usize>, usize)> {
+        let places = names.iter().map(|name| self.place(name)).collect::<Result<Vec<_>>>()?;
+        let (first, last) = (places.first().copied(), places.last().copied());
+        let (first, last) = first.zip(last).ok_or_else(|| Error::new("a GPU without experts"))?;
+        let size = last.rows * last.columns;
+        let stride = places.get(1).map_or(size, |second| second.start - first.start);
+        let even = places.windows(2).all(|pair| pair[1].start - pair[0].start == stride);
+        if !even {
+            return Err(Error::new("experts of different sizes"));
+        }
+        Ok((first.start..last.start + size, stride))
+    }
+
+    /// Every tensor's name, and where it lies in the arrays.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place.start..place.start + place.rows * place.columns))
+    }
+}

@@ -1,0 +1,83 @@
+//! Times of what ran on a GPU, by events around it.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::plan::StreamId;
+use crate::runtime::cuda::{Device, Event, Stream};
+use crate::units::Nanos;
+
+/// Something that ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// The stream.
+    pub stream: StreamId,
+    /// Whether it ran beside that, on the second stream of a chunk program.
+    pub exchange: bool,
+    /// What ran.
+    pub name: String,
+    /// When, since the start of the step. Events have a resolution of half a microsecond.
+    pub start: Nanos,
+    /// As `start`.
+    pub end: Nanos,
+}
+
+/// Collects spans, or does nothing.
+pub struct Trace {
+    device: Arc<Device>,
+    base: Option<Arc<Event>>,
+    spans: Vec<(StreamId, bool, String, Event, Event)>,
+}
+
+impl Trace {
+    /// Times since `base`, an event of the GPU that has happened; without it nothing is recorded.
+    pub fn new(device: &Arc<Device>, base: Option<Arc<Event>>) -> Self {
+        Self { device: Arc::clone(device), base, spans: Vec::new() }
+    }
+
+    /// In front of what is launched next on a stream.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn begin(&self, stream: &Stream) -> Result<Option<Event>> {
+        self.base.as_ref().map(|_| self.now(stream)).transpose()
+    }
+
+    /// Behind what was launched since `begun`, on a stream of the plan or, with `exchange`, beside it.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn end(
+        &mut self,
+        begun: Option<Event>,
+        stream: &Stream,
+        (id, exchange): (StreamId, bool),
+        name: impl FnOnce() -> String,
+    ) -> Result<()> {
+        if let Some(begun) = begun {
+            let ended = self.now(stream)?;
+            self.spans.push((id, exchange, name(), begun, ended));
+        }
+        Ok(())
+    }
+
+    /// What ran; all of it has ended.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn spans(&self) -> Result<Vec<Span>> {
+        let Some(base) = &self.base else { return Ok(Vec::new()) };
+        let since = |event: &Event| Ok::<_, Error>(Nanos((f64::from(event.since(base)?) * 1e6).round() as u64));
+        let span = |(stream, exchange, name, begun, ended): &(StreamId, bool, String, Event, Event)| {
+            let (start, end) = (since(begun)?, since(ended)?);
+            Ok(Span { stream: *stream, exchange: *exchange, name: name.clone(), start, end })
+        };
+        self.spans.iter().map(span).collect()
+    }
+
+    fn now(&self, stream: &Stream) -> Result<Event> {
+        let event = Event::new(&self.device, true)?;
+        event.record(stream)?;
+        Ok(event)
+    }
+}

@@ -1,0 +1,83 @@
+// What all kernels share. Stands in front of every source; needs no header.
+//
+// Conventions: matrices are row-major; `bf16` values are read and written in groups of 8 (16 bytes) where a kernel says so; sums are
+// in fp32 and in an order that depends on shapes alone, so that the same inputs give the same bits.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned char u8;
+
+struct bf16 { u16 bits; };
+
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+__device__ __forceinline__ float to_float(float x) { return x; }
+
+// Nearest, ties to even.
+__device__ __forceinline__ bf16 to_bf16(float x) {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+
+template <typename T> __device__ __forceinline__ T of_float(float x);
+template <> __device__ __forceinline__ bf16 of_float<bf16>(float x) { return to_bf16(x); }
+template <> __device__ __forceinline__ float of_float<float>(float x) { return x; }
+
+// Two neighbours in 4 bytes, the first in the lower half.
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+__device__ __forceinline__ float low(u32 both) { return __uint_as_float(both << 16); }
+__device__ __forceinline__ float high(u32 both) { return __uint_as_float(both & 0xffff0000u); }
+
+// 16 bytes: 8 neighbours.
+struct alignas(16) bf16x8 { u32 pairs[4]; };
+
+__device__ __forceinline__ void unpack(const bf16x8& from, float (&to)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        to[2 * i] = low(from.pairs[i]);
+        to[2 * i + 1] = high(from.pairs[i]);
+    }
+}
+__device__ __forceinline__ bf16x8 pack8(const float (&from)[8]) {
+    bf16x8 to;
+#pragma unroll
+    for (int i = 0; i < 4; i++) to.pairs[i] = pack(from[2 * i], from[2 * i + 1]);
+    return to;
+}
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+// Sum over a warp, in all its lanes.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+
+// Sum over a block of whole warps, in all its threads. `room`: shared, 32 floats. All threads take part.
+__device__ __forceinline__ float block_sum(float x, float* room) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : 0.f;
+    return warp_sum(sum);
+}
+__device__ __forceinline__ float block_max(float x, float* room) {
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    float most = threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : -infinity();
+    return warp_max(most);
+}

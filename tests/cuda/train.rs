@@ -1,0 +1,220 @@
+//! Plans on GPUs, against the same plans on the host: losses of several steps, gradients and updated parameters. With one GPU all ranks
+//! share it; with two they are spread.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dualweave::job::model::{Attention, Mla};
+use dualweave::job::training::ScheduleKind;
+use dualweave::job::{Job, Overrides, load};
+use dualweave::passes::compile;
+use dualweave::runtime::cuda::device;
+use dualweave::runtime::cuda::executor::{Executor, Options};
+use dualweave::runtime::host::Shape;
+use dualweave::runtime::host::adamw::AdamW;
+use dualweave::runtime::host::batch::Batch;
+use dualweave::runtime::host::executor::{Executor as HostExecutor, Order};
+use dualweave::runtime::host::precision::Policy;
+use dualweave::verify::verify;
+
+/// A plan that is run.
+struct Case {
+    name: &'static str,
+    schedule: ScheduleKind,
+    pp: u32,
+    dp: u32,
+    ep: u32,
+    micro_batches: u32,
+    sharded: bool,
+    change: fn(&mut Job),
+}
+
+const CASE: Case = Case {
+    name: "1f1b",
+    schedule: ScheduleKind::OneFOneB,
+    pp: 2,
+    dp: 1,
+    ep: 1,
+    micro_batches: 4,
+    sharded: false,
+    change: |_| {},
+};
+
+fn latent(job: &mut Job) {
+    job.model.attention =
+        Attention::Mla(Mla { heads: 4, q_rank: Some(64), kv_rank: 32, nope_dim: 32, rope_dim: 16, value_dim: 32 });
+    if let Some(moe) = &mut job.model.moe {
+        (moe.groups, moe.topk_groups, moe.balance_bias) = (4, 2, true);
+    }
+}
+
+fn extras(job: &mut Job) {
+    if let Attention::Mha(heads) | Attention::Gqa(heads) = &mut job.model.attention {
+        (heads.qk_norm, heads.qkv_bias, heads.output_bias, heads.sinks) = (true, true, true, true);
+    }
+}
+
+fn dense(job: &mut Job) {
+    job.model.moe = None;
+    (job.training.ep, job.training.dp) = (1, 1);
+}
+
+impl Case {
+    fn job(&self) -> Job {
+        let mut job = load(Path::new("examples/tiny/job.ron"), &Overrides::default()).expect("the example").job;
+        let training = &mut job.training;
+        (training.pp, training.dp, training.ep) = (self.pp, self.dp, self.ep);
+        (training.micro_batches, training.sequence, training.schedule) = (self.micro_batches, 64, self.schedule);
+        training.sharded_optimizer = self.sharded;
+        (self.change)(&mut job);
+        if let (false, Some(moe)) = (self.sharded, &mut job.model.moe) {
+            // Every token goes to all experts: where gradients are compared, none may be chosen here and not there by what rounding makes
+            // of two scores that are nearly equal.
+            (moe.top_k, moe.topk_groups) = (moe.experts, moe.groups);
+        }
+        job.check().unwrap_or_else(|error| panic!("{}: {error:?}", self.name));
+        job
+    }
+
+    /// Runs a few steps on `gpus` GPUs and on the host, and compares.
+    fn compare(&self, gpus: usize) {
+        let job = self.job();
+        let plan = compile(&job).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).plan;
+        assert!(verify(&plan).violations.is_empty(), "{}: the plan is safe", self.name);
+        let shape = Shape::of_plan(&plan);
+        let exact = Shape { policy: Policy::EXACT, ..shape.clone() };
+        let optimizer = AdamW { learning_rate: 1e-3, ..AdamW::default() };
+        let options = Options { gpus: Some(gpus), ..Options::default() };
+        let made = Executor::new(plan.clone(), shape.clone(), optimizer, 7, &options);
+        let mut executor = made.unwrap_or_else(|error| panic!("{}: {error:?}", self.name));
+        let mut host = HostExecutor::<f32>::new(plan, exact, optimizer, 7).expect("the host runs it");
+        for step in 0..4 {
+            let data: Vec<Vec<Batch>> = (0..self.dp)
+                .map(|replica| {
+                    let number = |micro_batch| u64::from((step * self.dp + replica) * self.micro_batches + micro_batch);
+                    (0..self.micro_batches).map(|m| Batch::random(&shape, 1, 3, number(m))).collect()
+                })
+                .collect();
+            let ours = executor.step(&data, false).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).step;
+            let theirs = host.step(&data, Order::List).expect("a step on the host");
+            let (loss, norm) =
+                (ours.losses[0] / theirs.losses[0] - 1.0, ours.gradient_norm / theirs.gradient_norm - 1.0);
+            eprintln!(
+                "{}, {gpus} GPUs, step {step}: loss {:.5} off by {loss:.1e}, norm by {norm:.1e}",
+                self.name, ours.losses[0]
+            );
+            assert!(loss.abs() < 2e-3, "{}: step {step}: loss {:?}, not {:?}", self.name, ours.losses, theirs.losses);
+            assert!(
+                norm.abs() < 2e-2,
+                "{}: step {step}: norm {}, not {}",
+                self.name,
+                ours.gradient_norm,
+                theirs.gradient_norm
+            );
+            if step == 0 && !self.sharded {
+                self.same_gradients(&executor, &host);
+            }
+        }
+    }
+
+    fn same_gradients(&self, executor: &Executor, host: &HostExecutor<f32>) {
+        let ours: BTreeMap<_, _> = executor.gradients().expect("gradients are read").into_iter().collect();
+        let mut worst = (0.0, String::new());
+        for (gpu, name, theirs) in host.gradients() {
+            let ours = &ours[&gpu][&name];
+            let theirs = theirs.values.values();
+            assert_eq!(ours.len(), theirs.len(), "{name}");
+            if name.ends_with(".balance") {
+                continue;
+            }
+            let square =
+                |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+            let norm = square(&mut theirs.iter().copied()).sqrt();
+            let apart = square(&mut ours.iter().zip(theirs).map(|(a, b)| a - b)).sqrt() / norm.max(1e-6);
+            // NaN is apart.
+            if apart > worst.0 || apart.is_nan() {
+                worst = (apart, format!("{name} on {gpu}"));
+            }
+        }
+        eprintln!("{}: gradients {:.1e} apart at most: {}", self.name, worst.0, worst.1);
+        assert!(worst.0 < 6e-2, "{}: the gradient of {} is {:.1e} off", self.name, worst.1, worst.0);
+    }
+}
+
+fn on_every_number_of_gpus(case: &Case) {
+    match device::count() {
+        Err(error) => {
+            assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
+            eprintln!("skipped: {error}");
+        }
+        Ok(there) => (1..=there.min(2)).for_each(|gpus| case.compare(gpus)),
+    }
+}
+
+#[test]
+fn one_rank() {
+    on_every_number_of_gpus(&Case { name: "one rank", pp: 1, ..CASE });
+}
+
+#[test]
+fn one_rank_without_experts() {
+    on_every_number_of_gpus(&Case { name: "dense", pp: 1, change: dense, ..CASE });
+}
+
+#[test]
+fn one_rank_with_latent_attention() {
+    on_every_number_of_gpus(&Case { name: "latent", pp: 1, change: latent, ..CASE });
+}
+
+#[test]
+fn one_rank_with_norms_and_biases() {
+    on_every_number_of_gpus(&Case { name: "extras", pp: 1, change: extras, ..CASE });
+}
+
+#[test]
+fn a_pipeline_of_two() {
+    on_every_number_of_gpus(&CASE);
+}
+
+#[test]
+fn experts_on_two() {
+    on_every_number_of_gpus(&Case { name: "ep 2", pp: 1, dp: 2, ep: 2, ..CASE });
+}
+
+#[test]
+fn replicas() {
+    on_every_number_of_gpus(&Case { name: "dp 2", pp: 1, dp: 2, sharded: true, ..CASE });
+}
+
+#[test]
+fn one_f_one_b() {
+    on_every_number_of_gpus(&Case { name: "1f1b ep 2", dp: 2, ep: 2, sharded: true, ..CASE });
+}
+
+#[test]
+fn dual_pipe_of_two() {
+    let schedule = ScheduleKind::DualPipe;
+    on_every_number_of_gpus(&Case { name: "DualPipe P2 ep 1", schedule, ..CASE });
+    on_every_number_of_gpus(&Case { name: "DualPipe P2 ep 2", schedule, dp: 2, ep: 2, sharded: true, ..CASE });
+}
+
+#[test]
+fn dual_pipe_of_four() {
+    let schedule = ScheduleKind::DualPipe;
+    on_every_number_of_gpus(&Case { name: "DualPipe P4", schedule, pp: 4, micro_batches: 8, ..CASE });
+    let case =
+        Case { name: "DualPipe P4 ep 2", schedule, pp: 4, dp: 2, ep: 2, micro_batches: 8, sharded: true, ..CASE };
+    on_every_number_of_gpus(&case);
+}
+
+#[test]
+fn dual_pipe_v() {
+    let schedule = ScheduleKind::DualPipeV;
+    on_every_number_of_gpus(&Case { name: "DualPipeV ep 2", schedule, dp: 2, ep: 2, ..CASE });
+}
+
+#[test]
+fn auto() {
+    let schedule = ScheduleKind::Auto;
+    on_every_number_of_gpus(&Case { name: "auto", schedule, dp: 2, ep: 2, sharded: true, ..CASE });
+}
