@@ -15,6 +15,7 @@ use super::{Chunks, Compiled, Scheduled, Wanted, assemble, inside_chunks, inside
 use crate::error::{Error, Result};
 use crate::ir::{Memory, Placement, Problem, Timetable};
 use crate::job::Job;
+use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
 use crate::passes::pipeline::search::{Found, Limits, Objective, search, search_from};
 use crate::passes::rewrite;
@@ -37,6 +38,9 @@ const TIGHT_FINALISTS: usize = 6;
 
 /// Near: not longer by more than one part in so many.
 const NEAR: u64 = 50;
+
+/// Far: longer by more than one part in so many. A longer search and rewritten layers do not make up for it: a fifth was seen.
+const FAR: u64 = 4;
 
 /// The best plan over all placements, as the module says.
 ///
@@ -81,11 +85,12 @@ pub fn compile(job: &Job) -> Result<Compiled> {
 
 /// Of the entries, the best first, those that are compiled in full: the first few, if they are near the best; and, since a longer search and
 /// other programs may find more, one of each of these that could be shorter: of those that lack memory, but have room for a micro-batch, the
-/// one that lacks least; of those that fit, where memory makes the step longer, the first whose bound is not near the best's.
+/// one that lacks least; of those that fit, where memory makes the step longer, the first that is not far from the best and whose
+/// bound is not near the best's.
 fn finalists(entries: Vec<Entry>) -> Vec<Entry> {
     let Some(best) = entries.first() else { return entries };
     let (lacks, step) = (best.tried.lacks, best.tried.step);
-    let near = step + Nanos(step.0 / NEAR);
+    let (near, far) = (step + Nanos(step.0 / NEAR), step + Nanos(step.0 / FAR));
     let bound = |entry: &Entry| entry.tried.compiled.plan.timetable.lower_bound;
     let much_less = bound(best).saturating_sub(Nanos(bound(best).0 / NEAR));
     let (mut lacking, mut tight) = (false, false);
@@ -101,7 +106,9 @@ fn finalists(entries: Vec<Entry>) -> Vec<Entry> {
         let most = if entry.limits == AT_A_GLANCE { FINALISTS } else { TIGHT_FINALISTS };
         let is_near = (tried.lacks, tried.step) <= (lacks, near) && seen.len() < most;
         let could_fit = tried.lacks > lacks && entry.room.is_some() && tried.step < step;
-        let could_be_shorter = tried.lacks == lacks && entry.limits != AT_A_GLANCE && bound(&entry) < much_less;
+        let could_be_shorter = (tried.lacks, entry.limits == AT_A_GLANCE) == (lacks, false)
+            && tried.step <= far
+            && bound(&entry) < much_less;
         seen.push(what);
         if is_near
             || could_fit && !std::mem::replace(&mut lacking, true)
@@ -178,7 +185,7 @@ impl Entry {
         known: &mut Vec<Timetable>,
         more: &mut Vec<Self>,
     ) -> Result<()> {
-        let job = plain(&self.job);
+        let job = plain(&self.with_its_sms());
         let levels = again::levels(&job, &self.wanted, &self.chunks, *shortest, &AT_A_GLANCE)?;
         let mixed = again::mixed(&levels, self.room.as_ref(), &AT_A_GLANCE);
         let stages = self.chunks.lowered.stages.len();
@@ -210,6 +217,15 @@ impl Entry {
             more.push(entry);
         }
         Ok(())
+    }
+
+    /// The job, with the SMs for exchanges that were chosen for the entry's programs, unless each exchange has its own number.
+    fn with_its_sms(&self) -> Job {
+        let mut job = self.job.clone();
+        if job.training.communication_sms == CommunicationSms::Best {
+            job.training.communication_sms = CommunicationSms::Fixed(self.chunks.budget.sms);
+        }
+        job
     }
 
     /// The plans after a long search: with layers as they are rewritten, and, since those may hold more at a time, with plain ones.
