@@ -1,7 +1,7 @@
 //! Runs plans. [`host`] is the reference, in plain Rust on one CPU: slow, exact in what it does, and made so that whatever else
 //! runs a plan can be compared with it. [`cuda`] runs plans on GPUs.
 //!
-//! Both read a plan in the same way: [`fit`] says whether its numbers fit each other, [`world`] who is where, [`messages`] what lies in
+//! Both read a plan in the same way: `fit` says whether its numbers fit each other, [`world`] who is where, `messages` what lies in
 //! which slot. Like `verify` and `sim`, they do not know the passes.
 
 pub mod cuda;
