@@ -4,7 +4,7 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
+use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Workspace};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::machine::Machine;
@@ -97,6 +97,7 @@ fn bound(bencher: Bencher, size: (u32, u32)) {
     let cost = StageCost { f: Nanos(10_000), i: Nanos(12_000), w: Nanos(8_000), b: Nanos(20_000) };
     let memory = Memory {
         stages: vec![StageMemory { activation: 3, for_weights: 2 }; layout.stages as usize],
+        workspace: Workspace::default(),
         limits: vec![3 * u64::from(size.0); size.0 as usize],
     };
     let problem = Problem {

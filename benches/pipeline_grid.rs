@@ -11,7 +11,7 @@
 use std::time::Instant;
 
 use dualweave::ir::{
-    Action, ChunkId, Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Timetable,
+    Action, ChunkId, Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Timetable, Workspace,
 };
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::search::{Limits, search};
@@ -164,6 +164,7 @@ impl Cell {
         let limit = MEMORY[self.memory].0 * u64::from(self.ranks) * per_rank;
         let memory = Memory {
             stages: vec![StageMemory { activation: 4, for_weights: 4 }; stages.len()],
+            workspace: Workspace::default(),
             limits: vec![limit; self.ranks as usize],
         };
         Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(hop)), memory: Some(memory) }

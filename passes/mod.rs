@@ -126,7 +126,7 @@ pub fn inside_chunks(job: &Job) -> Result<Chunks> {
 }
 
 /// What chunks are made for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     /// Programs that need no more than this where there are such.
     workspace: Option<Bytes>,

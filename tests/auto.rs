@@ -135,3 +135,26 @@ fn computes_again_where_memory_is_short() {
     assert!(roomy.stages.iter().all(|stage| stage.recompute.is_nothing()), "nothing is computed again without need");
     assert_eq!(found.plan.origin.model_flops_per_token, roomy.origin.model_flops_per_token);
 }
+
+/// More memory is not worse, nor is leaving to the compiler what all stages compute again, but for what searches miss: one part in 50.
+#[test]
+fn more_memory_or_freedom_is_never_worse() {
+    let step = |recompute: Recompute, memory_gb: f64| {
+        let mut job = crowded(Some(memory_gb));
+        job.training.recompute = recompute;
+        let compiled = compile(&job).expect("a plan");
+        let (step, need) = step_and_need(&compiled);
+        (need <= compiled.plan.machine.memory).then_some(step)
+    };
+    let mut before = Nanos(u64::MAX);
+    for memory_gb in [0.4, 0.45] {
+        let free = step(Recompute::NOTHING, memory_gb).expect("a plan that fits");
+        let allowed = |other: Nanos| other + Nanos(other.0 / 50);
+        assert!(before == Nanos(u64::MAX) || free <= allowed(before), "{free} with {memory_gb} GB, {before} with less");
+        before = free;
+        let cheap = Recompute { norms: true, swiglu: true, ..Recompute::NOTHING };
+        if let Some(bound) = step(cheap, memory_gb) {
+            assert!(free <= allowed(bound), "{free} with {memory_gb} GB, {bound} where all stages recompute {cheap}");
+        }
+    }
+}

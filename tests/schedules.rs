@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use dualweave::ir::{
-    Action, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory, Timetable,
+    Action, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory, Timetable, Workspace,
 };
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{Replay, generate, lower_bound, precondition, replay};
@@ -377,6 +377,7 @@ fn just_enough(timetable: &Timetable, for_weights: u64) -> Memory {
     };
     Memory {
         stages: (0..timetable.layout.stages).map(stage).collect(),
+        workspace: Workspace::default(),
         limits: timetable.ranks.iter().map(peak).collect(),
     }
 }

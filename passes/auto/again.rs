@@ -1,17 +1,17 @@
 //! Stages that compute more again, where memory makes the timetable longer than it would be.
 //!
-//! Levels go from what the job computes again to whole layers, in each step by what frees most bytes for the time that it adds. Stages of
-//! the ranks that are fullest, or all of them, are put one level up as long as the timetable gets shorter, as a short search sees it: with the programs that
-//! there are, and what is computed again added to their backwards. The winner is compiled with programs of its own.
+//! Levels go from what the job computes again to whole layers, in each step by what frees most bytes for the time that it adds. Programs are
+//! made for all stages on each level; a timetable with stages on different levels takes each stage's from its own. Stages of
+//! the ranks that are fullest are put one level up as long as the timetable gets shorter, as a short search sees it.
 
 use std::cmp::Ordering;
 
 use super::room::{Room, held};
 use crate::error::Result;
-use crate::ir::{Memory, PairCost, Placement, Problem, Recompute, StageMemory};
+use crate::ir::{Memory, PairCost, Placement, Problem, Recompute, Workspace};
 use crate::job::Job;
 use crate::passes::pipeline::search::{Limits, search};
-use crate::passes::{Chunks, pipeline, split};
+use crate::passes::{Chunks, Wanted, inside_chunks_as, pipeline, split};
 use crate::units::Nanos;
 
 /// Each by itself: what a level can have more than the one before.
@@ -28,56 +28,90 @@ const SHARES: [u32; 3] = [1, 2, 4];
 /// A timetable is longer for its memory if it is by more than one part in so many: less than that, a short search misses anyway.
 const LONGER: u64 = 200;
 
-/// What each stage should compute again, for a shorter timetable than that of so long a makespan; `None` if that is not to be had. Without
-/// a timetable that fits, any that does is shorter.
-///
-/// # Errors
-/// If the pipeline problem cannot be searched.
-pub fn better(
-    job: &Job,
-    chunks: &Chunks,
-    room: &Room,
-    within: Option<Nanos>,
-    limits: &Limits,
-) -> Result<Option<Vec<Recompute>>> {
-    let problem = chunks.problem(job);
-    let within = within.unwrap_or(Nanos(u64::MAX));
-    let free = makespan(&problem, limits)?;
-    if free + Nanos(free.0 / LONGER) >= within {
-        return Ok(None);
-    }
-    let levels = levels(job, chunks);
-    // Where the plan that was tried needs much beside its chunks, another may need less.
-    let rooms = [room.memory(chunks), Room::new(job, chunks).memory(chunks)];
-    for memory in rooms.into_iter().flatten() {
-        let chosen = shortest(&problem, &memory, &levels, within, limits);
-        if let Some(chosen) = chosen {
-            return Ok(Some(chosen.into_iter().map(|level| levels[level].recompute).collect()));
-        }
-    }
-    Ok(None)
+/// What all stages compute again, and the programs for it.
+pub struct Level {
+    /// What it is.
+    pub recompute: Recompute,
+    /// The programs.
+    pub chunks: Chunks,
+    problem: Problem,
+    /// `None` if a rank has no room for anything.
+    room: Option<Memory>,
 }
 
-/// The level of each stage that gives a timetable shorter than `best`, as far as going up finds one.
-fn shortest(
-    problem: &Problem,
-    memory: &Memory,
-    levels: &[Level],
-    mut best: Nanos,
+impl Level {
+    fn new(job: &Job, recompute: Recompute, chunks: Chunks) -> Self {
+        let (problem, room) = (chunks.problem(job), Room::new(job, &chunks).memory(&chunks));
+        Self { recompute, chunks, problem, room }
+    }
+}
+
+/// The levels of a job with these programs, what it says itself first; nothing, if memory makes no timetable longer than `within`, or if
+/// not one micro-batch has room on the highest.
+///
+/// # Errors
+/// If a pipeline problem cannot be searched, or programs cannot be made.
+pub fn levels(
+    job: &Job,
+    wanted: &Wanted,
+    chunks: &Chunks,
+    within: Option<Nanos>,
     limits: &Limits,
-) -> Option<Vec<usize>> {
-    let mut chosen = vec![0; problem.stages.len()];
-    let mut found = false;
-    let sets = sets(problem, memory);
+) -> Result<Vec<Level>> {
+    let mut problem = chunks.problem(job);
+    if let Some(within) = within {
+        let free = makespan(&problem, limits)?;
+        if free + Nanos(free.0 / LONGER) >= within {
+            return Ok(Vec::new());
+        }
+    }
+    let all = recomputes(job, chunks);
+    problem.memory = Room::new(job, chunks).memory(chunks);
+    let (Some(memory), Some(last)) = (&mut problem.memory, all.last()) else { return Ok(Vec::new()) };
+    memory.stages = split_as(job, chunks, *last).iter().map(|stage| held(&stage.chunk.held)).collect();
+    memory.workspace = Workspace::default();
+    if search(&problem, &super::WHETHER_ANY_FITS).is_err() {
+        return Ok(Vec::new());
+    }
+    let mut levels = vec![Level::new(job, all[0], chunks.clone())];
+    for &recompute in &all[1..] {
+        let wanted = Wanted { recompute: Some(vec![recompute; problem.stages.len()]), ..wanted.clone() };
+        levels.push(Level::new(job, recompute, inside_chunks_as(job, &wanted)?));
+    }
+    Ok(levels)
+}
+
+/// Levels of the stages, not the same on all, with which timetables are short: from each level on, all steps of going up as long as that
+/// finds shorter ones. Short searches err, so it is not the last step alone.
+pub fn mixed(levels: &[Level], room: Option<&Room>, limits: &Limits) -> Vec<Vec<usize>> {
+    let Some(first) = levels.first() else { return Vec::new() };
+    // What plans were seen to need beside their chunks is in it, if there were any.
+    let seen = room.and_then(|room| room.memory(&first.chunks));
+    let Some(memory) = seen.or_else(|| first.room.clone()) else { return Vec::new() };
+    let mut all: Vec<Vec<usize>> = Vec::new();
+    for level in 0..levels.len() - 1 {
+        for chosen in climb(levels, &memory, level, limits) {
+            if chosen.iter().any(|level| *level != chosen[0]) && !all.contains(&chosen) {
+                all.push(chosen);
+            }
+        }
+    }
+    all
+}
+
+/// The steps of going up from a level, with some stages at a time, as long as a timetable gets shorter.
+fn climb(levels: &[Level], memory: &Memory, from: usize, limits: &Limits) -> Vec<Vec<usize>> {
+    let problem = &levels[0].problem;
+    let mut chosen = vec![from; problem.stages.len()];
+    let mut steps = Vec::new();
+    let mut sets = sets(problem, memory);
+    sets.retain(|set| set.len() < chosen.len());
+    let mut best = Nanos(u64::MAX);
     loop {
         let mut next: Option<Vec<usize>> = None;
-        let mut candidates = sets.iter().map(|stages| raised(&chosen, stages, levels.len() - 1)).collect::<Vec<_>>();
-        if !found {
-            // The same for all may be what is needed.
-            candidates.extend((1..levels.len()).map(|level| vec![level; chosen.len()]));
-        }
-        for raised in candidates {
-            let problem = with(problem, memory, levels, &raised);
+        for stages in &sets {
+            let raised = raised(&chosen, stages, levels.len() - 1);
+            let problem = with(levels, &memory.limits, &raised);
             if raised == chosen || pipeline::lower_bound(&problem) >= best {
                 continue;
             }
@@ -87,10 +121,14 @@ fn shortest(
                 (best, next) = (time, Some(raised));
             }
         }
-        let Some(next) = next else { break };
-        (chosen, found) = (next, true);
+        match next {
+            Some(next) => {
+                steps.push(next.clone());
+                chosen = next;
+            }
+            None => return steps,
+        }
     }
-    found.then_some(chosen)
 }
 
 /// The levels with these stages one up.
@@ -106,50 +144,39 @@ fn makespan(problem: &Problem, limits: &Limits) -> Result<Nanos> {
     Ok(pipeline::replay(problem, &search(problem, limits)?.timetable)?.makespan)
 }
 
-/// What is computed again, and what that makes of each stage.
-struct Level {
-    recompute: Recompute,
-    /// What a chunk holds.
-    held: Vec<StageMemory>,
-    /// Time of the backward for the input, one op after the other.
-    backward: Vec<Nanos>,
+/// The stages if all compute this again.
+fn split_as(job: &Job, chunks: &Chunks, recompute: Recompute) -> Vec<split::SplitStage> {
+    let mut lowered = chunks.lowered.clone();
+    lowered.stages.iter_mut().for_each(|stage| stage.recompute = recompute);
+    split::split(job, &lowered)
 }
 
-impl Level {
-    fn new(job: &Job, chunks: &Chunks, recompute: Recompute) -> Self {
-        let mut lowered = chunks.lowered.clone();
-        lowered.stages.iter_mut().for_each(|stage| stage.recompute = recompute);
-        let stages = split::split(job, &lowered);
-        let time = |stage: &split::SplitStage| {
-            let machine = &chunks.machine;
-            let ops = stage.chunk.i.iter();
-            ops.map(|op| machine.duration(&op.work, machine.sms_of(&op.work, chunks.budget.sms))).sum()
-        };
-        Self {
-            recompute,
-            held: stages.iter().map(|stage| held(&stage.chunk.held)).collect(),
-            backward: stages.iter().map(time).collect(),
-        }
-    }
-
-    /// Bytes freed and time added over another level, all stages together.
-    fn over(&self, other: &Self) -> (u64, u64) {
-        let bytes = |level: &Self| level.held.iter().map(|held| held.activation).sum::<u64>();
-        let time = |level: &Self| level.backward.iter().copied().sum::<Nanos>();
-        (bytes(other).saturating_sub(bytes(self)), time(self).saturating_sub(time(other)).0)
-    }
-}
-
-/// From what the job computes again on, each level by that part over the one before which frees most bytes for its time.
-fn levels(job: &Job, chunks: &Chunks) -> Vec<Level> {
-    let mut levels = vec![Level::new(job, chunks, job.training.recompute)];
+/// From what the job computes again on, each by that part over the one before which frees most bytes for its time.
+fn recomputes(job: &Job, chunks: &Chunks) -> Vec<Recompute> {
+    // What chunks hold, and the time of their backwards for the input, one op after the other; all stages together.
+    let cost = |recompute: Recompute| -> (u64, Nanos) {
+        let stages = split_as(job, chunks, recompute);
+        let machine = &chunks.machine;
+        let ops = stages.iter().flat_map(|stage| &stage.chunk.i);
+        let time = ops.map(|op| machine.duration(&op.work, machine.sms_of(&op.work, chunks.budget.sms))).sum();
+        (stages.iter().map(|stage| held(&stage.chunk.held).activation).sum(), time)
+    };
+    let mut all = vec![job.training.recompute];
+    let mut now = cost(job.training.recompute);
     loop {
-        let last = &levels[levels.len() - 1];
-        let next = PARTS.into_iter().map(|part| Level::new(job, chunks, last.recompute.and(part)));
-        let freeing = next.filter(|next| next.over(last).0 > 0);
-        match freeing.reduce(|best, next| if better_worth(next.over(last), best.over(last)) { next } else { best }) {
-            Some(next) => levels.push(next),
-            None => return levels,
+        let last = all[all.len() - 1];
+        let next = PARTS.into_iter().map(|part| {
+            let next = last.and(part);
+            let (bytes, time) = cost(next);
+            (next, (bytes, time), (now.0.saturating_sub(bytes), time.saturating_sub(now.1).0))
+        });
+        let freeing = next.filter(|(_, _, (bytes, _))| *bytes > 0);
+        match freeing.reduce(|best, next| if better_worth(next.2, best.2) { next } else { best }) {
+            Some((next, cost, _)) => {
+                all.push(next);
+                now = cost;
+            }
+            None => return all,
         }
     }
 }
@@ -191,18 +218,29 @@ fn sets(problem: &Problem, memory: &Memory) -> Vec<Vec<usize>> {
     sets
 }
 
-/// The problem with stages at these levels.
-fn with(problem: &Problem, memory: &Memory, levels: &[Level], chosen: &[usize]) -> Problem {
-    let mut problem = problem.clone();
-    let added = |stage: usize| levels[chosen[stage]].backward[stage].saturating_sub(levels[0].backward[stage]);
-    for (stage, cost) in problem.stages.iter_mut().enumerate() {
-        cost.i += added(stage);
-        cost.b += added(stage);
+/// The problem with stages at these levels. Forwards are the same on all.
+fn with(levels: &[Level], limits: &[u64], chosen: &[usize]) -> Problem {
+    let mut problem = levels[0].problem.clone();
+    for (stage, (cost, &level)) in problem.stages.iter_mut().zip(chosen).enumerate() {
+        *cost = levels[level].problem.stages[stage];
     }
     if let PairCost::Table(pairs) = &mut problem.pair {
-        pairs.iter_mut().for_each(|(&(_, b), time)| *time += added(b as usize));
+        pairs.iter_mut().for_each(|(&(f, b), time)| *time = levels[chosen[b as usize]].problem.pair_cost(f, b));
     }
-    let stages = chosen.iter().enumerate().map(|(stage, &level)| levels[level].held[stage]).collect();
-    problem.memory = Some(Memory { stages, limits: memory.limits.clone() });
+    let of = |stage: usize| levels[chosen[stage]].room.as_ref();
+    let mut memory = levels[0].room.clone();
+    if let Some(memory) = &mut memory {
+        memory.limits = limits.to_vec();
+        for stage in 0..chosen.len() {
+            if let Some(of) = of(stage) {
+                memory.stages[stage] = of.stages[stage];
+                memory.workspace.stages[stage] = of.workspace.stages[stage];
+            }
+        }
+        for (pair, bytes) in &mut memory.workspace.pairs {
+            *bytes = of(pair.1 as usize).and_then(|of| of.workspace.pairs.get(pair)).copied().unwrap_or_default();
+        }
+    }
+    problem.memory = memory;
     problem
 }

@@ -10,13 +10,14 @@ mod again;
 mod cut;
 mod room;
 
-use super::place::arena::BRIEFLY;
+use super::place::arena::{AT_LENGTH, BRIEFLY};
 use super::{Chunks, Compiled, Scheduled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline, tighten};
 use crate::error::{Error, Result};
-use crate::ir::Placement;
+use crate::ir::{Memory, Placement, Problem, Timetable};
 use crate::job::Job;
+use crate::job::sms::CommunicationSms;
 use crate::job::training::{PairOrder, ScheduleKind};
-use crate::passes::pipeline::search::{Found, Limits, Objective, search};
+use crate::passes::pipeline::search::{Found, Limits, Objective, search, search_from};
 use crate::passes::rewrite;
 use crate::sim;
 use crate::sim::memory::{Need, RankMemory};
@@ -32,8 +33,14 @@ const GLANCE: u64 = 1_000_000;
 /// How many placements and cuts are compiled in full and searched for long, of those that are near the best at a glance.
 const FINALISTS: usize = 3;
 
+/// How many where memory makes the step longer: what stages compute again can be chosen in many ways that are nearly as good.
+const TIGHT_FINALISTS: usize = 6;
+
 /// Near: not longer by more than one part in so many.
 const NEAR: u64 = 50;
+
+/// Far: longer by more than one part in so many. A longer search and rewritten layers do not make up for it: a fifth was seen.
+const FAR: u64 = 4;
 
 /// The best plan over all placements, as the module says.
 ///
@@ -56,10 +63,11 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     entries.extend(with_more_again(&entries)?);
     // Stable: of equals the first.
     entries.sort_by_key(|entry| (entry.tried.lacks, entry.tried.step));
-    let finalists = finalists(entries);
+    // What one entry found may be the best that fits for another.
+    let known: Vec<Timetable> = entries.iter().map(|entry| entry.tried.timetable.clone()).collect();
     let mut best: Option<Tried> = None;
-    for entry in finalists {
-        for tried in entry.in_full()? {
+    for entry in finalists(entries) {
+        for tried in entry.in_full(&known)? {
             if best.as_ref().is_none_or(|best| tried.is_better_than(best)) {
                 best = Some(tried);
             }
@@ -75,37 +83,58 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     }
 }
 
-/// Of the entries, the best first, those that are compiled in full: the first few, if they are near the best; and of those that lack memory
-/// at a glance but would be shorter, the one that lacks least: a longer search may make it fit.
+/// Of the entries, the best first, those that are compiled in full: the first few, if they are near the best; and, since a longer search and
+/// other programs may find more, one of each of these that could be shorter: of those that lack memory, but have room for a micro-batch, the
+/// one that lacks least; of those that fit, where memory makes the step longer, the first that is not far from the best and whose
+/// bound is not near the best's.
 fn finalists(entries: Vec<Entry>) -> Vec<Entry> {
     let Some(best) = entries.first() else { return entries };
     let (lacks, step) = (best.tried.lacks, best.tried.step);
-    let near = step + Nanos(step.0 / NEAR);
-    let mut shorter = false;
-    let chosen = entries.into_iter().enumerate().filter(|(at, entry)| {
+    let (near, far) = (step + Nanos(step.0 / NEAR), step + Nanos(step.0 / FAR));
+    let bound = |entry: &Entry| entry.tried.compiled.plan.timetable.lower_bound;
+    let much_less = bound(best).saturating_sub(Nanos(bound(best).0 / NEAR));
+    let (mut lacking, mut tight) = (false, false);
+    let mut seen: Vec<(Placement, Wanted)> = Vec::new();
+    let mut chosen = Vec::new();
+    for entry in entries {
+        // The same after a longer search.
+        let what = (entry.chunks.lowered.layout.placement, entry.wanted.clone());
+        if seen.contains(&what) {
+            continue;
+        }
         let tried = &entry.tried;
-        let is_near = (tried.lacks, tried.step) <= (lacks, near) && *at < FINALISTS;
-        let may_be_shorter = tried.lacks > lacks && tried.step < step && !std::mem::replace(&mut shorter, true);
-        is_near || may_be_shorter
-    });
-    chosen.map(|(_, entry)| entry).collect()
+        let most = if entry.limits == AT_A_GLANCE { FINALISTS } else { TIGHT_FINALISTS };
+        let is_near = (tried.lacks, tried.step) <= (lacks, near) && seen.len() < most;
+        let could_fit = tried.lacks > lacks && entry.room.is_some() && tried.step < step;
+        let could_be_shorter = (tried.lacks, entry.limits == AT_A_GLANCE) == (lacks, false)
+            && tried.step <= far
+            && bound(&entry) < much_less;
+        seen.push(what);
+        if is_near
+            || could_fit && !std::mem::replace(&mut lacking, true)
+            || could_be_shorter && !std::mem::replace(&mut tight, true)
+        {
+            chosen.push(entry);
+        }
+    }
+    chosen
 }
 
-/// With stages that compute more again, where memory is short and that promises a shorter step: for each placement, of the cut with which a
-/// timetable could be shortest if memory were no question.
+/// Where memory makes the step longer: what a longer search finds, and with stages that compute more again. For each placement, of the cut
+/// with which a timetable could be shortest if memory were no question.
 fn with_more_again(entries: &[Entry]) -> Result<Vec<Entry>> {
     let fitting = entries.iter().filter(|entry| entry.tried.lacks == Bytes::ZERO);
-    let shortest = fitting.map(|entry| entry.tried.step).min();
+    let mut shortest = fitting.map(|entry| entry.tried.step).min();
     let bound = |entry: &Entry| pipeline::lower_bound(&entry.chunks.problem(&entry.job));
     let mut bounded: Vec<(Nanos, &Entry)> = entries.iter().map(|entry| (bound(entry), entry)).collect();
-    bounded.retain(|(bound, _)| shortest.is_none_or(|shortest| *bound < shortest));
     bounded.sort_by_key(|(bound, _)| *bound);
     let (mut more, mut seen) = (Vec::new(), Vec::new());
-    for (_, entry) in bounded {
+    let mut known: Vec<Timetable> = entries.iter().map(|entry| entry.tried.timetable.clone()).collect();
+    for (bound, entry) in bounded {
         let placement = entry.chunks.lowered.layout.placement;
-        if !seen.contains(&placement) {
+        if shortest.is_none_or(|shortest| bound < shortest) && !seen.contains(&placement) {
             seen.push(placement);
-            more.extend(entry.with_more_again()?);
+            entry.add_more_again(&mut shortest, &mut known, &mut more)?;
         }
     }
     Ok(more)
@@ -117,53 +146,97 @@ struct Entry {
     wanted: Wanted,
     chunks: Chunks,
     tried: Tried,
-    room: Room,
+    /// Of the search for it.
+    limits: Limits,
+    /// `None` if not one micro-batch has room.
+    room: Option<Room>,
 }
 
 /// A search at a glance.
 const AT_A_GLANCE: Limits = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan };
+
+/// A search that only says whether anything fits.
+const WHETHER_ANY_FITS: Limits = Limits { timings: 0, ..AT_A_GLANCE };
 
 impl Entry {
     /// With the job's placement: stages of about equal cost, and another cut where that promises more.
     fn of_cuts(job: &Job) -> Result<Vec<Self>> {
         let even = inside_chunks(&plain(job))?;
         let other = cut::better(&plain(job), &even);
-        let mut entries = vec![Self::new(job, Wanted::default(), even)?];
+        let mut entries = vec![Self::new(job, Wanted::default(), even, AT_A_GLANCE, &[])?];
         if other.is_some() {
             let wanted = Wanted { cut: other, ..Wanted::default() };
             let chunks = inside_chunks_as(&plain(job), &wanted)?;
-            entries.push(Self::new(job, wanted, chunks)?);
+            entries.push(Self::new(job, wanted, chunks, AT_A_GLANCE, &[])?);
         }
         Ok(entries)
     }
 
-    fn new(job: &Job, wanted: Wanted, chunks: Chunks) -> Result<Self> {
-        let (tried, room) = within_memory(&plain(job), chunks.clone(), AT_A_GLANCE)?;
-        Ok(Self { job: job.clone(), wanted, chunks, tried, room })
+    fn new(job: &Job, wanted: Wanted, chunks: Chunks, limits: Limits, known: &[Timetable]) -> Result<Self> {
+        let (tried, room) = within_memory(&plain(job), chunks.clone(), limits, known, BRIEFLY)?;
+        Ok(Self { job: job.clone(), wanted, chunks, tried, limits, room })
     }
 
-    /// With stages that compute more again, where memory is short and that promises a shorter step.
-    fn with_more_again(&self) -> Result<Option<Self>> {
-        let job = plain(&self.job);
-        let fits = self.tried.lacks == Bytes::ZERO;
-        let makespan = fits.then(|| self.tried.makespan());
-        let Some(recompute) = again::better(&job, &self.chunks, &self.room, makespan, &AT_A_GLANCE)? else {
-            return Ok(None);
-        };
-        let wanted = Wanted { recompute: Some(recompute), ..self.wanted.clone() };
-        let chunks = inside_chunks_as(&job, &wanted)?;
-        Self::new(&self.job, wanted, chunks).map(Some)
+    /// Where memory makes the step longer than the `shortest` so far: what a longer search finds, with stages that compute again what the job
+    /// says or more; the same on all, or what is good by a look at the timetable alone.
+    fn add_more_again(
+        &self,
+        shortest: &mut Option<Nanos>,
+        known: &mut Vec<Timetable>,
+        more: &mut Vec<Self>,
+    ) -> Result<()> {
+        let job = plain(&self.with_its_sms());
+        let levels = again::levels(&job, &self.wanted, &self.chunks, *shortest, &AT_A_GLANCE)?;
+        let mixed = again::mixed(&levels, self.room.as_ref(), &AT_A_GLANCE);
+        let stages = self.chunks.lowered.stages.len();
+        let wanted = |recompute| Wanted { recompute: Some(recompute), ..self.wanted.clone() };
+        let mut candidates = Vec::new();
+        for chosen in mixed {
+            let wanted = wanted(chosen.into_iter().map(|level| levels[level].recompute).collect());
+            let chunks = inside_chunks_as(&job, &wanted)?;
+            candidates.push((wanted, chunks));
+        }
+        let uniform = levels.into_iter().enumerate().map(|(at, level)| match at {
+            0 => (self.wanted.clone(), level.chunks),
+            _ => (wanted(vec![level.recompute; stages]), level.chunks),
+        });
+        candidates.extend(uniform);
+        for (wanted, chunks) in candidates {
+            let mut problem = chunks.problem(&job);
+            problem.memory = Room::new(&job, &chunks).memory(&chunks);
+            let fits_nowhere = || problem.memory.is_none() || search(&problem, &WHETHER_ANY_FITS).is_err();
+            if shortest.is_some_and(|shortest| pipeline::lower_bound(&problem) >= shortest || fits_nowhere()) {
+                continue;
+            }
+            let limits = Limits::for_problem(&problem);
+            let entry = Self::new(&self.job, wanted, chunks, limits, known)?;
+            known.push(entry.tried.timetable.clone());
+            if entry.tried.lacks == Bytes::ZERO {
+                *shortest = Some(shortest.map_or(entry.tried.step, |shortest| shortest.min(entry.tried.step)));
+            }
+            more.push(entry);
+        }
+        Ok(())
+    }
+
+    /// The job, with the SMs for exchanges that were chosen for the entry's programs, unless each exchange has its own number.
+    fn with_its_sms(&self) -> Job {
+        let mut job = self.job.clone();
+        if job.training.communication_sms == CommunicationSms::Best {
+            job.training.communication_sms = CommunicationSms::Fixed(self.chunks.budget.sms);
+        }
+        job
     }
 
     /// The plans after a long search: with layers as they are rewritten, and, since those may hold more at a time, with plain ones.
-    fn in_full(self) -> Result<Vec<Tried>> {
-        let Self { job, wanted, chunks, tried, .. } = self;
+    fn in_full(self, known: &[Timetable]) -> Result<Vec<Tried>> {
+        let Self { job, wanted, chunks, tried, limits: before, .. } = self;
         let limits = |chunks: &Chunks| Limits::for_problem(&chunks.problem(&job));
         let mut plans = vec![tried];
         if job.training.overlap == PairOrder::Search && !rewrite::none_allowed(&job) {
             let rewritten = inside_chunks_as(&job, &wanted)?;
             let limits = limits(&rewritten);
-            let (tried, _) = within_memory(&job, rewritten, limits)?;
+            let (tried, _) = within_memory(&job, rewritten, limits, known, AT_LENGTH)?;
             let fits = tried.lacks == Bytes::ZERO;
             plans.push(tried);
             if fits {
@@ -171,7 +244,13 @@ impl Entry {
             }
         }
         let limits = limits(&chunks);
-        plans.push(within_memory(&job, chunks, limits)?.0);
+        if before == limits {
+            let plan = &mut plans[0];
+            let (tightened, _) = Tried::new(plan.compiled.clone(), plan.timetable.clone(), AT_LENGTH)?;
+            *plan = tightened;
+        } else {
+            plans.push(within_memory(&job, chunks, limits, known, AT_LENGTH)?.0);
+        }
         Ok(plans)
     }
 }
@@ -199,6 +278,7 @@ pub fn placements(job: &Job) -> Vec<Placement> {
 /// A plan, and what speaks for it.
 struct Tried {
     compiled: Compiled,
+    timetable: Timetable,
     /// By how much the rank that needs most memory has too little of it; zero if all fit.
     lacks: Bytes,
     /// Simulated.
@@ -206,23 +286,18 @@ struct Tried {
 }
 
 impl Tried {
-    /// Where it decides whether the plan fits, places in the arenas are looked for at length.
-    fn new(mut compiled: Compiled) -> Result<(Self, Vec<RankMemory>)> {
+    /// With work for places in the arenas of [`AT_LENGTH`] they are looked for at length where that decides whether the plan fits.
+    fn new(mut compiled: Compiled, timetable: Timetable, work: u64) -> Result<(Self, Vec<RankMemory>)> {
         let simulation = sim::simulate(&compiled.plan)?;
         let limit = compiled.plan.machine.memory;
         let fit = |memory: &[RankMemory], bytes: fn(Need) -> Bytes| memory.iter().all(|rank| bytes(rank.need) <= limit);
         let mut memory = sim::memory::memory(&compiled.plan, &simulation);
-        if !fit(&memory, Need::total) && fit(&memory, Need::least) {
+        if work > BRIEFLY && !fit(&memory, Need::total) && fit(&memory, Need::least) {
             tighten(&mut compiled.plan);
             memory = sim::memory::memory(&compiled.plan, &simulation);
         }
         let lacks = memory.iter().map(|rank| rank.need.total().saturating_sub(limit)).max().unwrap_or_default();
-        Ok((Self { compiled, lacks, step: simulation.step }, memory))
-    }
-
-    /// Of the timetable.
-    fn makespan(&self) -> Nanos {
-        self.compiled.plan.timetable.makespan
+        Ok((Self { compiled, timetable, lacks, step: simulation.step }, memory))
     }
 
     fn is_better_than(&self, other: &Self) -> bool {
@@ -231,8 +306,15 @@ impl Tried {
 }
 
 /// The best plan with these chunk programs: of the timetable that the search finds within memory, or of a published one. What a plan
-/// needs beside its activations is known when it is made, so a search may be repeated with less room; gives the room after the last.
-fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Room)> {
+/// needs beside its chunks is known when it is made, so a search may be repeated with less room; gives the room after the last, if
+/// there is any. `known` are timetables that may be good; `work` is what may be done for places in the arenas, see [`Tried::new`].
+fn within_memory(
+    job: &Job,
+    chunks: Chunks,
+    limits: Limits,
+    known: &[Timetable],
+    work: u64,
+) -> Result<(Tried, Option<Room>)> {
     let mut problem = chunks.problem(job);
     let layout = chunks.lowered.layout;
     let mut best: Option<Tried> = None;
@@ -244,14 +326,20 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Ro
     let bound = pipeline::lower_bound(&problem);
     for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(layout.placement)) {
         if let Ok(timetable) = pipeline::generate(kind, &layout) {
-            let published = Scheduled { timetable, bound };
-            keep(Tried::new(assemble(job, chunks.clone(), &problem, published, BRIEFLY)?)?.0, &mut best);
+            let published = Scheduled { timetable: timetable.clone(), bound };
+            let compiled = assemble(job, chunks.clone(), &problem, published, BRIEFLY)?;
+            keep(Tried::new(compiled, timetable, work)?.0, &mut best);
         }
     }
     let mut room = Room::new(job, &chunks);
-    for _ in 0..ROUNDS {
+    let mut possible = true;
+    let mut known = known.to_vec();
+    for round in 0..ROUNDS {
         problem.memory = room.memory(&chunks);
-        let found = match search(&problem, &limits) {
+        if round == 0 && limits != AT_A_GLANCE {
+            known.extend(with_less_memory(&problem, &known));
+        }
+        let found = match search_from(&problem, &limits, &known) {
             Ok(found) => found,
             // Nothing fits, whatever the order: then the shortest. A plan says what it lacks.
             Err(_) if problem.memory.is_some() => {
@@ -260,6 +348,7 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Ro
             }
             Err(error) => return Err(error),
         };
+        possible &= round > 0 || problem.memory.is_some();
         let Found { timetable, bound, .. } = found;
         // With less room it only gets longer, and a step is longer than its timetable.
         let makespan = pipeline::replay(&problem, &timetable)?.makespan;
@@ -267,7 +356,8 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Ro
             break;
         }
         let scheduled = Scheduled { timetable: timetable.clone(), bound };
-        let (tried, memory) = Tried::new(assemble(job, chunks.clone(), &problem, scheduled, BRIEFLY)?)?;
+        let compiled = assemble(job, chunks.clone(), &problem, scheduled, BRIEFLY)?;
+        let (tried, memory) = Tried::new(compiled, timetable.clone(), work)?;
         let over = tried.lacks == Bytes::ZERO || problem.memory.is_none();
         room.correct(&timetable, &memory, chunks.machine.memory);
         keep(tried, &mut best);
@@ -276,5 +366,21 @@ fn within_memory(job: &Job, chunks: Chunks, limits: Limits) -> Result<(Tried, Ro
         }
     }
     let best = best.ok_or_else(|| Error::new("no timetable was searched for"))?;
-    Ok((best, room))
+    Ok((best, possible.then_some(room)))
+}
+
+/// Less memory, in sixteenths, with which timetables are looked for at a glance: those fit as well, and what fills memory first may be longer.
+const LESS: [u64; 3] = [15, 14, 12];
+
+/// Timetables for less memory than there is; none where memory is no question.
+fn with_less_memory(problem: &Problem, known: &[Timetable]) -> Vec<Timetable> {
+    let Some(memory) = &problem.memory else { return Vec::new() };
+    let mut less = problem.clone();
+    let found = LESS.into_iter().filter_map(|sixteenths| {
+        let limits = memory.limits.iter().map(|limit| limit / 16 * sixteenths).collect();
+        less.memory = Some(Memory { limits, ..memory.clone() });
+        // What does not fit is not to be had.
+        search_from(&less, &AT_A_GLANCE, known).ok().map(|found| found.timetable)
+    });
+    found.collect()
 }

@@ -17,7 +17,7 @@ pub use action::{Action, ChunkId, Phase};
 pub use chunk::{Chunk, Held};
 pub use op::{Component, Kernel, Op, Rate, Step, Tokens, Work};
 pub use placement::{Layout, Placement};
-pub use problem::{Hops, Memory, PairCost, Problem, StageCost, StageMemory};
+pub use problem::{BackwardWorkspace, Hops, Memory, PairCost, Problem, StageCost, StageMemory, Workspace};
 pub use program::{Program, ProgramKind, ProgramOp, Stream};
 pub use recompute::Recompute;
 pub use stage::{Stage, Unit};

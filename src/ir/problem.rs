@@ -25,8 +25,42 @@ pub struct Problem {
 pub struct Memory {
     /// One per stage.
     pub stages: Vec<StageMemory>,
-    /// One per rank: the most that its chunks may hold at any time.
+    /// What actions need beside it while they run.
+    pub workspace: Workspace,
+    /// One per rank: the most that its chunks and what runs may hold at any time.
     pub limits: Vec<u64>,
+}
+
+/// What actions need while they run, over what their rank holds by then: with the activation of an F, and with what an I [adds](StageMemory::added).
+/// Where nothing is said it is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// By stage, of an I that runs by itself and of a B.
+    pub stages: Vec<BackwardWorkspace>,
+    /// Of pairs, by (stage of F, stage of B).
+    pub pairs: BTreeMap<(u32, u32), u64>,
+}
+
+/// What the backwards of a stage need while they run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackwardWorkspace {
+    /// An I by itself: where it takes what it leaves before it frees anything.
+    pub input: u64,
+    /// A whole backward by itself.
+    pub whole: u64,
+}
+
+impl Workspace {
+    /// Of an action.
+    pub fn of(&self, action: Action) -> u64 {
+        let stage = |chunk: ChunkId| self.stages.get(chunk.stage as usize).copied().unwrap_or_default();
+        match action {
+            Action::F(_) | Action::W(_) => 0,
+            Action::I(chunk) => stage(chunk).input,
+            Action::B(chunk) => stage(chunk).whole,
+            Action::FB(f, b) => self.pairs.get(&(f.stage, b.stage)).copied().unwrap_or_default(),
+        }
+    }
 }
 
 /// What one chunk of a stage holds.
@@ -35,7 +69,7 @@ pub struct StageMemory {
     /// From the start of F to the end of I, or of the B or FB that has it.
     pub activation: u64,
     /// From the end of I to the end of W: what W still reads. Where it is more than `activation`, because I leaves more than it frees,
-    /// it is held from the start of I. A whole backward never holds more than `activation`.
+    /// it is held from the start of I. A whole backward holds `activation`, and its [`Workspace`].
     pub for_weights: u64,
 }
 
@@ -85,7 +119,7 @@ pub enum PairCost {
 }
 
 impl Memory {
-    /// The most that the chunks of a rank hold at once, which runs these actions.
+    /// The most that the chunks of a rank hold at once, which runs these actions, with what the actions need while they run.
     pub fn peak(&self, actions: &[Action]) -> u64 {
         let of = |chunk: ChunkId| self.stages[chunk.stage as usize];
         let (mut held, mut peak) = (0, 0);
@@ -95,7 +129,7 @@ impl Memory {
                 Action::I(chunk) => of(chunk).added(),
                 Action::B(_) | Action::W(_) => 0,
             };
-            peak = peak.max(held);
+            peak = peak.max(held + self.workspace.of(*action));
             held -= match *action {
                 Action::I(chunk) => of(chunk).freed(),
                 Action::W(chunk) => of(chunk).for_weights,

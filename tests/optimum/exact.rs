@@ -1,6 +1,6 @@
 //! The exact search, and with it the lower bound, against trying everything.
 
-use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
+use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Workspace};
 use dualweave::passes::pipeline::{Exact, exact, lower_bound, replay};
 use dualweave::units::Nanos;
 
@@ -105,6 +105,7 @@ fn equal(
         hops: Hops::Uniform(Nanos(0)),
         memory: Some(Memory {
             stages: vec![StageMemory { activation: 1, for_weights: 1 }; stages],
+            workspace: Workspace::default(),
             limits: vec![room; ranks as usize],
         }),
     }

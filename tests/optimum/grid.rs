@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
+use dualweave::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Workspace};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{Bounds, Exact, bounds, exact, generate, precondition, replay};
 use dualweave::units::Nanos;
@@ -53,6 +53,7 @@ impl Cell {
         let per_rank = u64::from(layout.stages / layout.ranks);
         let memory = self.memory.map(|halves| Memory {
             stages: vec![StageMemory { activation: 1, for_weights: 1 }; stages.len()],
+            workspace: Workspace::default(),
             limits: vec![(halves * per_rank * u64::from(self.ranks)).div_ceil(2); self.ranks as usize],
         });
         Problem { layout, stages, pair, hops: Hops::Uniform(Nanos(0)), memory }

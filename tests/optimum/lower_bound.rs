@@ -1,6 +1,6 @@
 //! The lower bound against the optimum of small instances, found by trying everything.
 
-use dualweave::ir::{Hops, Layout, PairCost, Placement, Problem, StageCost};
+use dualweave::ir::{BackwardWorkspace, Hops, Layout, PairCost, Placement, Problem, StageCost};
 use dualweave::job::training::ScheduleKind;
 use dualweave::passes::pipeline::{generate, lower_bound, replay};
 use dualweave::units::Nanos;
@@ -27,7 +27,7 @@ fn no_timetable_of_a_small_instance_is_below_the_bound() {
     assert!(met * 2 > total, "{met} of {total}");
 }
 
-/// Where I leaves more than it frees, the bound holds as well.
+/// Where I leaves more than it frees, or backwards need memory while they run, the bound holds as well.
 #[test]
 fn holds_where_chunks_grow() {
     let mut draw = Draw(5);
@@ -38,6 +38,10 @@ fn holds_where_chunks_grow() {
             let mut problem = draw.problem(layout, round);
             let Some(memory) = &mut problem.memory else { continue };
             memory.stages.iter_mut().for_each(|stage| stage.for_weights += 1 + draw.below(3));
+            if round % 8 >= 4 {
+                let mut backward = || BackwardWorkspace { input: draw.below(2), whole: draw.below(3) };
+                memory.workspace.stages = (0..layout.stages).map(|_| backward()).collect();
+            }
             let Some(optimum) = Search::new(&problem).optimum() else { continue };
             let bound = lower_bound(&problem).0;
             assert!(bound <= optimum, "bound {bound}, but {optimum} can be reached: {problem:?}");

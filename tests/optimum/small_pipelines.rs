@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dualweave::ir::{
-    Action, ChunkId, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory,
+    Action, ChunkId, Hops, Layout, Memory, PairCost, Phase, Placement, Problem, StageCost, StageMemory, Workspace,
 };
 use dualweave::units::Nanos;
 
@@ -52,6 +52,7 @@ impl Draw {
         };
         Memory {
             stages: (0..layout.stages).map(|_| stage(self)).collect(),
+            workspace: Workspace::default(),
             limits: (0..layout.ranks).map(|_| 2 + self.below(5)).collect(),
         }
     }
@@ -197,6 +198,10 @@ impl<'a> Search<'a> {
     fn after(&self, mut held: u64, rank: u32, action: Action) -> Option<u64> {
         let Some(memory) = &self.problem.memory else { return Some(held) };
         let whole = matches!(action, Action::B(_) | Action::FB(..));
+        let running = memory.workspace.of(action);
+        if held + running > memory.limits[rank as usize] {
+            return None;
+        }
         for (phase, chunk) in action.parts() {
             let of = &memory.stages[chunk.stage as usize];
             match phase {
@@ -206,7 +211,8 @@ impl<'a> Search<'a> {
                 Phase::W if whole => {}
                 Phase::W => held -= of.for_weights,
             }
-            if held > memory.limits[rank as usize] {
+            // What a whole backward frees is free when it has ended.
+            if held + running > memory.limits[rank as usize] {
                 return None;
             }
             if phase == Phase::I && !whole {

@@ -12,7 +12,7 @@ mod state;
 
 use super::bound::{Known, Lines, lower_bound};
 use super::replay;
-use crate::ir::{Problem, Timetable};
+use crate::ir::{Memory, Problem, Timetable, Workspace};
 use crate::units::Nanos;
 use moves::{Rules, What};
 use seen::Seen;
@@ -41,13 +41,15 @@ const QUESTIONS: u64 = 8;
 /// Looks for timetables that keep the problem's memory limits and are shorter than `below`; without a timetable at hand, that
 /// is `Nanos(u64::MAX)`. It looks at `nodes` partial timetables at most.
 ///
-/// Where an F, I, B or pair takes no time at all, it may stay open; it does where a chunk holds more after I than before, since what may be
-/// left out of the search then may not.
+/// Where an F, I, B or pair takes no time at all, it may stay open; it does where a chunk holds more after I than before, or backwards need
+/// memory while they run, since what may be left out of the search then may not.
 pub fn exact(problem: &Problem, below: Nanos, nodes: u64) -> Exact {
     if problem.layout.micro_batches == 0 || problem.layout.stages == 0 {
         return Exact::NoneShorter;
     }
-    if problem.memory.as_ref().is_some_and(|memory| memory.stages.iter().any(|held| held.added() > 0)) {
+    let grows =
+        |memory: &Memory| memory.workspace != Workspace::default() || memory.stages.iter().any(|held| held.added() > 0);
+    if problem.memory.as_ref().is_some_and(grows) {
         return Exact::Open { found: None, bound: lower_bound(problem) };
     }
     let mut least = below.min(everything(problem) + Nanos(1));

@@ -5,9 +5,9 @@
 //! between. Weight gradients fill what is left.
 //!
 //! Memory never locks up. A forward starts only if afterwards every lane of its rank with a later stage still has, or has
-//! room for, one chunk: so a chunk of the last stage can always run to its end, then one of the stage before, and so on to
-//! the first, its backwards whole, if there is no room for more. Where two directions share ranks with little room, a rule may ask instead that all that is in flight be able to
-//! end, one micro-batch after the other.
+//! room for, one chunk, beside what any backward needs to run: so a chunk of the last stage can always run to its end, then one of the stage
+//! before, and so on to the first. Where two directions share ranks with little room, a rule may ask instead that all that is in flight be
+//! able to end, one micro-batch after the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -316,7 +316,8 @@ impl<'a> Run<'a> {
     fn has_room(&self, rank: usize, at: usize) -> bool {
         let model = self.model;
         if self.rule.guard == Guard::Banker {
-            let fits = self.held[rank] + model.lanes[at].held.activation <= model.limits[rank];
+            let needs = self.held[rank] + model.lanes[at].held.activation + model.backwards[rank];
+            let fits = needs <= model.limits[rank];
             return fits && self.all_can_end(at);
         }
         let lane = &model.lanes[at];
@@ -329,7 +330,12 @@ impl<'a> Run<'a> {
                 held += later.held.activation.saturating_sub(holds);
             }
         }
-        held <= model.limits[rank]
+        held + model.backwards[rank] <= model.limits[rank]
+    }
+
+    /// Whether a rank has room for what a step needs.
+    fn fits(&self, rank: usize, step: Step) -> bool {
+        self.held[rank] + self.model.needs(step) <= self.model.limits[rank]
     }
 
     /// Whether the micro-batches in flight, with a chunk more on lane `at`, could end one after the other, each with all that
@@ -337,7 +343,8 @@ impl<'a> Run<'a> {
     fn all_can_end(&self, at: usize) -> bool {
         let model = self.model;
         let forwards = |lane: usize| self.lanes[lane].f + usize::from(lane == at);
-        let mut free = model.limits.clone();
+        let mut free: Vec<u64> =
+            model.limits.iter().zip(&model.backwards).map(|(limit, backwards)| limit - backwards).collect();
         for (lane, state) in model.lanes.iter().zip(&self.lanes) {
             free[lane.rank] -= (state.f - state.i) as u64 * lane.held.activation;
         }
@@ -375,14 +382,17 @@ impl<'a> Run<'a> {
         coming_f: Option<Candidate>,
         coming_b: Option<Candidate>,
     ) -> Option<Decision> {
-        let saves = |f: Candidate, b: Candidate| self.model.saving(f.lane, b.lane) > 0;
+        let pair = |f: Candidate, b: Candidate| Step::Pair(f.lane as u32, b.lane as u32);
+        let saves = |f: Candidate, b: Candidate| {
+            self.model.saving(f.lane, b.lane) > 0 && self.fits(self.model.lanes[f.lane].rank, pair(f, b))
+        };
         let within = match self.rule.pairing {
             Pairing::Never => return None,
             Pairing::Ready => 0,
             Pairing::Within(within) => within,
         };
         match (f, b) {
-            (Some(f), Some(b)) => saves(f, b).then_some(Decision::Run(Step::Pair(f.lane as u32, b.lane as u32))),
+            (Some(f), Some(b)) => saves(f, b).then_some(Decision::Run(pair(f, b))),
             (Some(f), None) => {
                 let b = coming_b?;
                 (saves(f, b) && b.arrival - now <= within).then_some(Decision::Wait(b.arrival))
@@ -395,13 +405,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The next backward of a lane: whole if that is wanted, or if there is no room for what an I by itself leaves.
+    /// The next backward of a lane, whole if that is wanted, or the other way where only that has room. Where neither has, a W frees
+    /// some: once none waits, one of the two has.
     fn backward(&self, rank: usize, at: usize, whole: bool) -> Step {
-        let added = self.model.lanes[at].held.added();
-        match whole || self.held[rank] + added > self.model.limits[rank] {
-            true => Step::B(at as u32),
-            false => Step::I(at as u32),
+        let mut ways = [Step::I(at as u32), Step::B(at as u32)];
+        if whole {
+            ways.reverse();
         }
+        let fitting = ways.into_iter().find(|&step| self.fits(rank, step));
+        fitting.or_else(|| self.weight(rank)).unwrap_or(ways[0])
     }
 
     /// Whether the rule wants the next backward of a lane whole.

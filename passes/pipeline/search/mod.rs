@@ -147,6 +147,8 @@ pub struct Found {
 pub enum Origin {
     /// A published schedule, as it is.
     Published(ScheduleKind),
+    /// A timetable that was known before, as it is.
+    Known,
     /// A rule of the list scheduler.
     Rule,
     /// A pattern that repeats.
@@ -164,6 +166,7 @@ impl Origin {
     pub fn name(self) -> &'static str {
         match self {
             Self::Published(kind) => kind.name(),
+            Self::Known => "known",
             Self::Rule => "rule",
             Self::Pattern => "pattern",
             Self::Improved => "local search",
@@ -179,11 +182,22 @@ impl Origin {
 /// If a rank may not even hold what one micro-batch needs there: then there is none. If the problem's parts are not of one
 /// size, or its costs cannot be added up.
 pub fn search(problem: &Problem, limits: &Limits) -> Result<Found> {
+    search_from(problem, limits, &[])
+}
+
+/// As [`search`], where timetables are known: what is found is not longer than any of them that fits.
+///
+/// # Errors
+/// As [`search`].
+pub fn search_from(problem: &Problem, limits: &Limits, known: &[Timetable]) -> Result<Found> {
     check(problem)?;
     let model = Model::new(problem)?;
     let goal = Goal::new(problem, &model, limits.objective);
     let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
     pool.offer_published(problem);
+    for timetable in known.iter().filter(|timetable| timetable.layout == problem.layout) {
+        pool.offer_timetable(timetable, Origin::Known);
+    }
     let mut work = Work { left: limits.timings };
     match short_run(&problem.layout) {
         None => drop(pool.search(&mut work)),
@@ -313,10 +327,15 @@ impl Pool<'_> {
         for kind in
             ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(problem.layout.placement))
         {
-            let timetable = super::generate(kind, &problem.layout).ok();
-            if let Some(orders) = timetable.and_then(|timetable| self.model.orders(&timetable)) {
-                self.offer(&orders, Origin::Published(kind));
+            if let Ok(timetable) = super::generate(kind, &problem.layout) {
+                self.offer_timetable(&timetable, Origin::Published(kind));
             }
+        }
+    }
+
+    fn offer_timetable(&mut self, timetable: &Timetable, origin: Origin) {
+        if let Some(orders) = self.model.orders(timetable) {
+            self.offer(&orders, origin);
         }
     }
 

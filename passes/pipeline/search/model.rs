@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
-use crate::ir::{Action, ChunkId, Placement, Problem, StageMemory, Timetable};
+use crate::ir::{Action, BackwardWorkspace, ChunkId, Placement, Problem, StageMemory, Timetable};
 use crate::units::Nanos;
 
 /// Sums of times stay below this: no timetable is longer, and the ends of 4096 ranks still add up to a u64.
@@ -28,6 +28,8 @@ pub(super) struct Lane {
     pub b: u64,
     /// What a chunk holds.
     pub held: StageMemory,
+    /// What its backwards need while they run.
+    pub workspace: BackwardWorkspace,
     /// The lane of the stage before in this direction, and the time of a message from it.
     pub before: Option<(usize, u64)>,
     /// The lane of the stage after in this direction, and the time of a message from it.
@@ -38,6 +40,11 @@ impl Lane {
     /// What a chunk takes of its rank's time where nothing is overlapped.
     pub fn work(&self) -> u64 {
         self.f + self.b.min(self.i + self.w)
+    }
+
+    /// What an I by itself needs, and a whole backward, over what is held before.
+    pub fn backward_needs(&self) -> [u64; 2] {
+        [self.held.added() + self.workspace.input, self.workspace.whole]
     }
 }
 
@@ -100,10 +107,12 @@ pub(super) struct Model {
     pub lanes: Vec<Lane>,
     /// Per rank, ascending.
     pub of_rank: Vec<Vec<usize>>,
-    /// Per rank: the most that its chunks may hold.
+    /// Per rank: the most that it may hold.
     pub limits: Vec<u64>,
-    /// Per rank, by the places of two of its lanes in `of_rank`: cost of a pair of F and B.
-    pairs: Vec<Vec<u64>>,
+    /// Per rank: what of that forwards leave free, so that any backward can run, whole or not.
+    pub backwards: Vec<u64>,
+    /// Per rank, by the places of two of its lanes in `of_rank`: cost of a pair of F and B, and what it needs while it runs.
+    pairs: Vec<Vec<(u64, u64)>>,
     /// Per lane, its place in `of_rank`.
     place: Vec<usize>,
     /// Chunks of all lanes.
@@ -130,7 +139,9 @@ impl Model {
             }
             for stage in 0..layout.stages {
                 let cost = &problem.stages[stage as usize];
-                let held = problem.memory.as_ref().map(|memory| memory.stages[stage as usize]);
+                let memory = problem.memory.as_ref();
+                let held = memory.map(|memory| memory.stages[stage as usize]);
+                let workspace = memory.and_then(|memory| memory.workspace.stages.get(stage as usize)).copied();
                 let at = lanes.len();
                 let hop = |boundary: u32| problem.hop(boundary, first).0;
                 lanes.push(Lane {
@@ -144,6 +155,7 @@ impl Model {
                     w: cost.w.0,
                     b: cost.b.0,
                     held: held.unwrap_or(StageMemory { activation: 0, for_weights: 0 }),
+                    workspace: workspace.unwrap_or_default(),
                     before: (stage > 0).then(|| (at - 1, hop(stage - 1))),
                     after: (stage + 1 < layout.stages).then(|| (at + 1, hop(stage))),
                 });
@@ -156,7 +168,11 @@ impl Model {
             place.push(of_rank[lane.rank].len());
             of_rank[lane.rank].push(at);
         }
-        let cost = |f: usize, b: usize| problem.pair_cost(lanes[f].stage, lanes[b].stage).0;
+        let cost = |f: usize, b: usize| {
+            let stages = (lanes[f].stage, lanes[b].stage);
+            let workspace = problem.memory.as_ref().and_then(|memory| memory.workspace.pairs.get(&stages));
+            (problem.pair_cost(stages.0, stages.1).0, workspace.copied().unwrap_or(0))
+        };
         let pairs = of_rank
             .iter()
             .map(|held: &Vec<usize>| {
@@ -167,7 +183,12 @@ impl Model {
             Some(memory) => memory.limits.clone(),
             None => vec![u64::MAX; layout.ranks as usize],
         };
-        let mut model = Self { lanes, of_rank, limits, pairs, place, chunks: base, guards: &[] };
+        let backwards = of_rank.iter().map(|held: &Vec<usize>| {
+            let least = |&at: &usize| lanes[at].backward_needs().into_iter().min().unwrap_or(0);
+            held.iter().map(least).max().unwrap_or(0)
+        });
+        let backwards = backwards.collect();
+        let mut model = Self { lanes, of_rank, limits, backwards, pairs, place, chunks: base, guards: &[] };
         model.check_sums()?;
         model.guards = model.guards()?;
         Ok(model)
@@ -175,13 +196,15 @@ impl Model {
 
     /// That times and memory can be added up, over all ranks, without a thought of overflow.
     fn check_sums(&self) -> Result<()> {
-        let pair = self.pairs.iter().flatten().copied().max().unwrap_or(0);
+        let pair = self.pairs.iter().flatten().map(|&(cost, _)| cost).max().unwrap_or(0);
+        let workspace = self.pairs.iter().flatten().map(|&(_, workspace)| workspace).max().unwrap_or(0);
         let (mut time, mut memory) = (Nanos::ZERO, Nanos::ZERO);
         for lane in &self.lanes {
             let hops = [lane.before, lane.after].into_iter().flatten().map(|(_, hop)| Nanos(hop));
             let chunk = [lane.f, lane.i, lane.w, lane.b, pair].map(Nanos).into_iter().chain(hops).sum::<Nanos>();
             time += chunk * lane.count as u64;
-            memory += Nanos(lane.held.activation.max(lane.held.for_weights)) * lane.count as u64;
+            let running = [lane.workspace.input, lane.workspace.whole, workspace].map(Nanos).into_iter().sum::<Nanos>();
+            memory += Nanos(lane.held.activation.max(lane.held.for_weights)) * lane.count as u64 + running;
         }
         match time.0 < LARGEST_TIME && memory.0 < u64::MAX / 4 {
             true => Ok(()),
@@ -198,13 +221,14 @@ impl Model {
             for lane in held.iter().map(|&lane| &self.lanes[lane]) {
                 needs[usize::from(lane.first > 0)] += lane.held.activation;
             }
-            let (least, all, limit) = (needs[0].max(needs[1]), needs[0] + needs[1], self.limits[rank]);
+            let (limit, backwards) = (self.limits[rank], self.backwards[rank]);
+            let (least, all) = (needs[0].max(needs[1]) + backwards, needs[0] + needs[1] + backwards);
             if least > limit {
                 let message = format!("rank {rank} may hold {limit}, but a micro-batch alone holds {least} there");
                 return Err(Error::new(message).help("no timetable exists with so little memory"));
             }
             one &= all <= limit;
-            two &= 2 * all <= limit;
+            two &= 2 * all - backwards <= limit;
         }
         let directions = self.lanes.iter().any(|lane| lane.first > 0);
         Ok(match (one, two || !directions) {
@@ -228,6 +252,11 @@ impl Model {
 
     /// Duration of a pair of F of lane `f` and B of lane `b`, both of one rank.
     pub fn pair(&self, f: usize, b: usize) -> u64 {
+        self.paired(f, b).0
+    }
+
+    /// Duration of a pair, and what it needs while it runs.
+    fn paired(&self, f: usize, b: usize) -> (u64, u64) {
         let rank = self.lanes[f].rank;
         self.pairs[rank][self.place[f] * self.of_rank[rank].len() + self.place[b]]
     }
@@ -276,6 +305,17 @@ impl Model {
         }
     }
 
+    /// What a step needs when it starts, over what its rank holds by then.
+    pub fn needs(&self, step: Step) -> u64 {
+        let workspace = match step {
+            Step::F(_) | Step::W(_) => 0,
+            Step::I(l) => self.lanes[l as usize].workspace.input,
+            Step::B(l) => self.lanes[l as usize].workspace.whole,
+            Step::Pair(f, b) => self.paired(f as usize, b as usize).1,
+        };
+        self.holds(step).0 + workspace
+    }
+
     /// Whether a rank's steps have every part of every chunk once, each after what it reads on this rank, within memory.
     pub fn allows(&self, rank: usize, steps: &[Step]) -> bool {
         let held = &self.of_rank[rank];
@@ -283,10 +323,10 @@ impl Model {
         let (mut memory, limit) = (0_u64, self.limits[rank]);
         for &step in steps {
             let (start, end) = self.holds(step);
-            memory += start;
-            if memory > limit {
+            if memory + self.needs(step) > limit {
                 return false;
             }
+            memory += start;
             if let Some(lane) = step.backward() {
                 let lane = &mut lanes[self.place[lane]];
                 lane.i += 1;

@@ -132,7 +132,8 @@ impl Body {
                     Step::Pair(lane, _) if forward => add(Step::F(lane)),
                     Step::Pair(_, lane) if backward => {
                         let costs = &model.lanes[lane as usize];
-                        match costs.b < costs.i + costs.w || costs.held.added() > 0 {
+                        let [alone, whole] = costs.backward_needs();
+                        match costs.b < costs.i + costs.w || alone > whole {
                             true => add(Step::B(lane)),
                             false => [Step::I(lane), Step::W(lane)].into_iter().for_each(add),
                         }

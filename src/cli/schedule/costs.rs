@@ -5,7 +5,7 @@ use std::path::Path;
 use super::decimal::Decimal;
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory};
+use crate::ir::{Hops, Layout, Memory, PairCost, Placement, Problem, StageCost, StageMemory, Workspace};
 use crate::units::Nanos;
 
 /// More than the chunks of any step.
@@ -155,7 +155,7 @@ pub fn memory(limits: &[u64], layout: &Layout, parts: u32) -> Result<Memory> {
     };
     let limits = limits.into_iter().map(|limit| limit * HALVES * u64::from(parts)).collect();
     let stage = StageMemory { activation: HALVES, for_weights: HALVES / 2 };
-    Ok(Memory { stages: vec![stage; layout.stages as usize], limits })
+    Ok(Memory { stages: vec![stage; layout.stages as usize], workspace: Workspace::default(), limits })
 }
 
 /// That each rank may hold what one micro-batch needs there, in activations as --memory counts them.
