@@ -71,8 +71,8 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         if let Some(host) = &mut host {
             let expected = host.step(&data, Order::List)?;
             let apart = (losses[0] - expected.losses[0]).abs() / expected.losses[0];
-            // NaN is apart.
-            worst = if apart <= worst { worst } else { apart };
+            // NaN is apart, and stays so.
+            worst = if apart <= worst || worst.is_nan() { worst } else { apart };
             text += &format!("  host {:>8.4} {:>9.4}", expected.losses[0], expected.gradient_norm);
         }
         if !args.json {

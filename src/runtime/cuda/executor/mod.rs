@@ -389,13 +389,12 @@ impl Builder<'_> {
     }
 
     fn sizes(&self, gpu: Gpu) -> Sizes {
-        let experts = self.world.experts_at(self.world.place(gpu));
-        let local_experts = experts.len();
-        let top_k = self.shape.model.moe.as_ref().map_or(0, |moe| moe.top_k as usize);
+        let local = self.world.experts_at(self.world.place(gpu));
+        let (experts, top_k) =
+            self.shape.model.moe.as_ref().map_or((0, 0), |moe| (moe.experts as usize, moe.top_k as usize));
         let tokens = self.tokens();
-        // Room for every token of the group, at as many experts as it can choose here.
-        let capacity = tokens * self.world.ep as usize * top_k.min(local_experts);
-        Sizes { tokens, capacity, local_experts, first_expert: experts.start }
+        let capacity = exchange::most_rows(self.world.ep as usize, experts, tokens, top_k);
+        Sizes { tokens, capacity, local_experts: local.len(), first_expert: local.start }
     }
 
     fn stages(&self, gpu: Gpu) -> Result<BTreeMap<u32, Stage>> {
