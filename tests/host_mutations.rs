@@ -10,6 +10,7 @@ use dualweave::plan::Plan;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor, Gpu, Order};
+use dualweave::runtime::host::rate::Rate;
 use dualweave::runtime::host::reference::{Model, Step, Trainer};
 use dualweave::verify::{Rule, verify};
 
@@ -41,7 +42,7 @@ const SAMPLE: usize = 3;
 
 /// Far enough from 0 that updated parameters show.
 fn optimizer() -> AdamW {
-    AdamW { learning_rate: 1e-2, ..AdamW::default() }
+    AdamW { learning_rate: Rate::constant(1e-2), ..AdamW::default() }
 }
 
 /// A plan, and what a step of it should come to.

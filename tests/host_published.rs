@@ -12,6 +12,7 @@ use dualweave::runtime::host::adamw::{AdamW, State, square_sum};
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::parameters::{Parameters, Role, Tensor};
 use dualweave::runtime::host::precision::Policy;
+use dualweave::runtime::host::rate::Rate;
 use dualweave::runtime::host::reference::Model;
 use dualweave::runtime::host::shape::{RoutingRule, Scoring};
 use dualweave::runtime::host::{Matrix, Shape};
@@ -112,8 +113,14 @@ fn deepseek_v3() {
 
 #[test]
 fn adamw() {
-    let optimizer =
-        AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, ..AdamW::default() };
+    let optimizer = AdamW {
+        learning_rate: Rate::constant(0.01),
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        ..AdamW::default()
+    };
     let tensors = |suffix: &str| {
         let tensor = |role, name: &str| {
             let values = Matrix::new(1, 6, shapes::noise(&format!("{name}{suffix}"), 6));

@@ -12,6 +12,7 @@ use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::parameters::{Parameters, Role};
 use dualweave::runtime::host::precision::Policy;
+use dualweave::runtime::host::rate::Rate;
 use dualweave::runtime::host::reference::{Model, Trainer};
 use dualweave::runtime::host::{Real, Shape};
 
@@ -110,7 +111,8 @@ fn every_small_example_is_a_model_and_learns() {
     for name in EXAMPLES {
         let shape = small(example(name));
         shape.model.check().expect(name);
-        let mut trainer = Trainer::<f32>::new(shape.clone(), AdamW { learning_rate: 2e-3, ..AdamW::default() }, 0);
+        let mut trainer =
+            Trainer::<f32>::new(shape.clone(), AdamW { learning_rate: Rate::constant(2e-3), ..AdamW::default() }, 0);
         // One batch, again and again, can be learned by heart.
         let batch = [Batch::random(&shape, 1, 1, 0)];
         let first = trainer.step(&batch).losses;
@@ -170,7 +172,7 @@ fn balancing_evens_out_the_loads() {
     job.model.precision.products = Dtype::Bf16;
     let shape = small(job);
     // Only the balancing biases move, quickly.
-    let optimizer = AdamW { learning_rate: 0.0, balance_rate: 0.003, ..AdamW::default() };
+    let optimizer = AdamW { learning_rate: Rate::constant(0.0), balance_rate: 0.003, ..AdamW::default() };
     let mut trainer = Trainer::<f32>::new(shape.clone(), optimizer, 0);
     let batch = [Batch::random(&shape, 4, 1, 0)];
     let imbalance = |trainer: &Trainer<f32>| {

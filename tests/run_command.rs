@@ -74,8 +74,10 @@ fn it_trains_and_is_checked() {
 fn training_goes_on_bit_for_bit() {
     let folder = folder_with_plan(&[]);
     let run = |flags: &[&str]| {
+        // The rate rises before the interruption, and falls behind it.
+        let rate = ["--lr-warm-up", "2", "--lr-decay", "4"];
         let mut args = vec!["run", "plan.ron", "--precision", "f64", "--checkpoint-every", "3"];
-        args.extend(flags);
+        args.extend(rate.iter().chain(flags));
         stdout(&dualweave(folder.path(), &args))
     };
     let whole = run(&["--steps", "5", "--checkpoint", "whole"]);
@@ -189,6 +191,7 @@ fn what_cannot_be_run_is_refused() {
     assert!(refused(&["--steps", "0"]).contains("0 is not in 1"));
     assert!(refused(&["--lr", "-1"]).contains("a number above 0"));
     assert!(refused(&["--lr", "nan"]).contains("a number above 0"));
+    assert!(refused(&["--lr-warm-up", "5", "--lr-decay", "5"]).contains("rises until step 5"));
     assert!(refused(&["--resume"]).contains("--checkpoint"));
     assert!(refused(&["--checkpoint", "none", "--resume"]).contains("begin without `--resume`"));
     assert!(refused(&["--checkpoint", "c", "--resume", "--seed", "1"]).contains("cannot be used with"));

@@ -19,6 +19,7 @@ use crate::runtime::host::executor::checkpoint::{Checkpoint, Progress};
 use crate::runtime::host::executor::compare::Difference;
 use crate::runtime::host::executor::{Executor, Order};
 use crate::runtime::host::precision::Policy;
+use crate::runtime::host::rate::Rate;
 use crate::runtime::host::reference::Step;
 use crate::runtime::host::text::Text;
 use crate::runtime::host::{Real, Shape};
@@ -49,6 +50,12 @@ pub struct Args {
     /// Learning rate of AdamW.
     #[arg(long, value_name = "RATE", default_value_t = LEARNING_RATE, value_parser = rate, allow_negative_numbers = true)]
     lr: f64,
+    /// Step at which the learning rate is reached: until then it rises along a line.
+    #[arg(long, value_name = "STEP", default_value_t = 0)]
+    lr_warm_up: u32,
+    /// Step at which a tenth of the learning rate is left, and stays: until then it falls along a cosine. By default it does not fall.
+    #[arg(long, value_name = "STEP")]
+    lr_decay: Option<u32>,
     /// Compare losses and gradients of every step with a trainer that has no pipeline; exit code 1 if they differ.
     #[arg(long)]
     check: bool,
@@ -116,6 +123,19 @@ impl Numbers {
         match self {
             Self::F64 => 1e-9,
             Self::F32 | Self::AsPlanned => 1e-3,
+        }
+    }
+}
+
+impl Args {
+    fn rate(&self) -> Result<Rate> {
+        match self.lr_decay {
+            Some(decayed) if decayed <= self.lr_warm_up => Err(Error::new(format!(
+                "a learning rate that rises until step {} cannot have fallen at step {decayed}",
+                self.lr_warm_up
+            ))
+            .help("steps are counted from the first of the training: `--lr-decay` must be behind `--lr-warm-up`")),
+            decayed => Ok(Rate { most: self.lr, warm_up: self.lr_warm_up, decayed }),
         }
     }
 }
@@ -199,7 +219,7 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         Some(path) => Text::new(&shape, output::read(path)?.into_bytes())?,
         None => Text::genesis(&shape)?,
     };
-    let optimizer = AdamW { learning_rate: args.lr, ..AdamW::default() };
+    let optimizer = AdamW { learning_rate: args.rate()?, ..AdamW::default() };
     let mut progress = Progress {
         steps: 0,
         seed: args.seed.unwrap_or_default(),

@@ -7,6 +7,7 @@ use dualweave::runtime::host::adamw::{AdamW, State};
 use dualweave::runtime::host::layers::router;
 use dualweave::runtime::host::parameters::{Role, Tensor};
 use dualweave::runtime::host::precision::Policy;
+use dualweave::runtime::host::rate::Rate;
 
 use crate::gpu::{F32, Random, assert_close, gpu};
 
@@ -41,7 +42,7 @@ fn a_step_is_the_hosts() {
         exact_second.iter_mut().for_each(|value| *value = value.abs());
         let second: Vec<f32> = second.into_iter().map(f32::abs).collect();
 
-        let adamw = AdamW { clip, learning_rate: 1e-3, ..AdamW::default() };
+        let adamw = AdamW { clip, learning_rate: Rate::constant(1e-3), ..AdamW::default() };
         let square_sum: f64 = exact_gradient.iter().map(|value| value * value).sum();
         let tensor = |values: Vec<f64>| Tensor { role, values: Matrix::new(1, len, values) };
         let (mut host, host_gradient) = (tensor(exact), tensor(exact_gradient));
@@ -51,7 +52,7 @@ fn a_step_is_the_hosts() {
 
         let correction = |beta: f64| (1.0 / (1.0 - beta.powi(5))) as f32;
         let step = Step {
-            rate: adamw.learning_rate as f32,
+            rate: adamw.learning_rate.most as f32,
             beta1: adamw.beta1 as f32,
             beta2: adamw.beta2 as f32,
             epsilon: adamw.epsilon as f32,
@@ -60,7 +61,7 @@ fn a_step_is_the_hosts() {
             clip: clip.map(|clip| clip as f32),
             narrow_moments: false,
         };
-        let decay = if role == Role::Weight { adamw.learning_rate * adamw.weight_decay } else { 0.0 };
+        let decay = if role == Role::Weight { adamw.learning_rate.most * adamw.weight_decay } else { 0.0 };
         let squares = if clip.is_some() { gpu.given(&[square_sum as f32]) } else { Slice::none() };
         let (parameters, moments) = (gpu.poisoned(len), [gpu.poisoned(len), gpu.poisoned(len)]);
         let (gradient, copy) = (gpu.given(&gradient), gpu.poisoned(len));

@@ -15,6 +15,7 @@ use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor as HostExecutor, Order};
 use dualweave::runtime::host::precision::Policy;
+use dualweave::runtime::host::rate::Rate;
 use dualweave::verify::verify;
 
 /// A plan that is run.
@@ -100,7 +101,7 @@ impl Case {
         let shape = Shape::of_plan(&plan);
         let exact = Shape { policy: Policy::EXACT, ..shape.clone() };
         let in_fp8 = job.model.precision.products == Dtype::Fp8;
-        let optimizer = AdamW { learning_rate: 1e-3, ..AdamW::default() };
+        let optimizer = AdamW { learning_rate: Rate::constant(1e-3), ..AdamW::default() };
         let options = Options { gpus: Some(gpus), ..Options::default() };
         let made = Executor::new(plan.clone(), shape.clone(), optimizer, 7, &options);
         let mut executor = made.unwrap_or_else(|error| panic!("{}: {error:?}", self.name));

@@ -15,6 +15,7 @@ use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor, Gpu, Order};
 use dualweave::runtime::host::parameters::{Parameters, Role, Tensor};
 use dualweave::runtime::host::precision::Policy;
+use dualweave::runtime::host::rate::Rate;
 use dualweave::runtime::host::reference::{Model, Trainer};
 use dualweave::runtime::host::{Matrix, Shape};
 
@@ -238,7 +239,7 @@ pub fn of_model(model: &Model<f64>) -> Tensors<'_> {
 pub fn same_as_the_reference(case: &Case) -> Result<(), String> {
     let plan = case.plan();
     let shape = exact(&plan);
-    let optimizer = AdamW { learning_rate: 1e-2, ..AdamW::default() };
+    let optimizer = AdamW { learning_rate: Rate::constant(1e-2), ..AdamW::default() };
     let mut reference = Trainer::<f64>::new(shape.clone(), optimizer, 0);
     scatter(&mut reference.model);
     let mut in_order = executor(&plan, optimizer);

@@ -5,6 +5,7 @@ use dualweave::plan::Plan;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::executor::checkpoint::{Checkpoint, Progress};
 use dualweave::runtime::host::executor::{Executor, Order};
+use dualweave::runtime::host::rate::Rate;
 
 use crate::cases::{Case, Heads, Kind, by_name, close, exact, executor};
 
@@ -26,7 +27,7 @@ fn case(schedule: ScheduleKind, pp: u32, ep: u32) -> Case {
 }
 
 const OPTIMIZER: AdamW = AdamW {
-    learning_rate: 1e-2,
+    learning_rate: Rate::constant(1e-2),
     beta1: 0.9,
     beta2: 0.95,
     epsilon: 1e-8,

@@ -42,7 +42,7 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         Some(path) => Text::new(&shape, output::read(path)?.into_bytes())?,
         None => Text::genesis(&shape)?,
     };
-    let optimizer = AdamW { learning_rate: args.lr, ..AdamW::default() };
+    let optimizer = AdamW { learning_rate: args.rate()?, ..AdamW::default() };
     let seed = args.seed.unwrap_or_default();
     let options = Options { gpus: args.gpus.map(|gpus| gpus as usize), time_out: Duration::from_secs(args.time_out) };
     let mut executor = Executor::new(plan.clone(), shape.clone(), optimizer, seed, &options)?;

@@ -3,13 +3,14 @@
 use super::layers::router::balance;
 use super::parameters::{Parameters, Role, Tensor};
 use super::precision::{Policy, Tiles, round};
+use super::rate::Rate;
 use super::{Matrix, Real};
 
-/// How parameters are updated. The default is DeepSeek-V3's (technical report, section 4.2), with its constant learning rate.
+/// How parameters are updated. The default is DeepSeek-V3's (technical report, section 4.2), with the learning rate that it has for most of the training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// Size of a step.
-    pub learning_rate: f64,
+    /// Size of each step.
+    pub learning_rate: Rate,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second.
@@ -27,7 +28,7 @@ pub struct AdamW {
 impl Default for AdamW {
     fn default() -> Self {
         Self {
-            learning_rate: 2.2e-4,
+            learning_rate: Rate::constant(2.2e-4),
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
@@ -92,13 +93,14 @@ impl AdamW {
     ) {
         state.steps += 1;
         let update = self.update(state.steps, square_sum);
+        let decay = self.learning_rate.at(state.steps) * self.weight_decay;
         let gradients = gradients.tensors("");
         for (((_, tensor), (_, gradient)), moments) in
             parameters.tensors_mut("").into_iter().zip(gradients).zip(&mut state.moments)
         {
             match tensor.role {
                 Role::Balance => balance(&mut tensor.values, &gradient.values, self.balance_rate),
-                Role::Weight => update.apply(tensor, gradient, moments, self.learning_rate * self.weight_decay),
+                Role::Weight => update.apply(tensor, gradient, moments, decay),
                 Role::Gain | Role::Bias => update.apply(tensor, gradient, moments, 0.0),
             }
             moments.iter_mut().for_each(|moment| round(moment, policy.moments(), Tiles::Rows));
@@ -115,7 +117,7 @@ impl AdamW {
             betas: [T::of(self.beta1), T::of(self.beta2)],
             corrections: [self.beta1, self.beta2].map(|beta| T::of(1.0 / (1.0 - power(beta)))),
             epsilon: T::of(self.epsilon),
-            rate: T::of(self.learning_rate),
+            rate: T::of(self.learning_rate.at(step)),
         }
     }
 }

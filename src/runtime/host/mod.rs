@@ -15,6 +15,7 @@ pub mod parameters;
 pub mod precision;
 pub mod product;
 mod random;
+pub mod rate;
 mod real;
 pub mod reference;
 pub mod shape;

@@ -146,7 +146,7 @@ impl Executor {
             watch: &watch,
             step: (
                 step,
-                (self.optimizer.learning_rate * self.optimizer.weight_decay) as f32,
+                (self.optimizer.learning_rate.at(self.steps + 1) * self.optimizer.weight_decay) as f32,
                 self.optimizer.balance_rate as f32,
             ),
             tokens: (tokens, step_tokens),
@@ -228,7 +228,7 @@ impl Executor {
         let power = |beta: f64| beta.powi(i32::try_from(self.steps + 1).unwrap_or(i32::MAX));
         let of = &self.optimizer;
         super::ops::optimizer::Step {
-            rate: of.learning_rate as f32,
+            rate: of.learning_rate.at(self.steps + 1) as f32,
             beta1: of.beta1 as f32,
             beta2: of.beta2 as f32,
             epsilon: of.epsilon as f32,
