@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod error;
+pub mod interop;
 pub mod ir;
 pub mod job;
 pub mod machine;

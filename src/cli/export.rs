@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::import::whole;
 use super::{Verdict, output};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::interop::torch::of_timetable;
 use crate::ir::Timetable;
 use crate::plan::Plan;
 use crate::sim::{check_references, simulate};
@@ -22,15 +24,20 @@ pub struct Args {
     /// Where it goes; `-` is standard output.
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     output: PathBuf,
+    /// With `torch-csv`: write sends and receives too, and what FSDP does. Without, PyTorch adds them when it loads the file.
+    #[arg(long)]
+    with_communication: bool,
 }
 
 /// Forms that a plan can be written in.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// The timetable, a line per rank, as DeepSeek's DualPipe code counts: `F0.3` is the fourth forward of local phase 0.
     Tokens,
     /// The timetable, a line per rank, by stage and micro-batch, as PyTorch writes it: `3F7`.
     Stage,
+    /// A schedule for `torch.distributed.pipelining`: a row for each rank, a cell for each action.
+    TorchCsv,
     /// The simulated step as a trace for ui.perfetto.dev and chrome://tracing.
     Perfetto,
 }
@@ -38,10 +45,21 @@ enum Format {
 /// Runs it.
 pub fn run(args: Args) -> Result<Verdict> {
     output::keep_apart(&args.plan, &args.output)?;
+    if args.with_communication && args.format != Format::TorchCsv {
+        return Err(Error::new("`--with-communication` is for `--format torch-csv`"));
+    }
     let plan = Plan::from_ron(&args.plan.display().to_string(), &output::read(&args.plan)?)?;
     match args.format {
         Format::Tokens => output::write(&args.output, &timetable(&plan)?.local_tokens())?,
         Format::Stage => output::write(&args.output, &timetable(&plan)?.stage_tokens())?,
+        Format::TorchCsv => {
+            let schedule = of_timetable(&timetable(&plan)?)?;
+            let schedule = match args.with_communication {
+                true => whole(&schedule, plan.layout.micro_batches)?,
+                false => schedule,
+            };
+            output::write(&args.output, &schedule.to_string())?;
+        }
         Format::Perfetto => {
             let simulation = simulate(&plan)?;
             output::write_with(&args.output, |out| perfetto::write(&plan, &simulation, out))?;

@@ -8,6 +8,7 @@ mod compare;
 mod compile;
 mod doctor;
 mod export;
+mod import;
 mod output;
 pub mod overlap;
 mod run;
@@ -59,6 +60,8 @@ enum Command {
     Compare(compare::Args),
     /// Write a plan in another tool's form.
     Export(export::Args),
+    /// Read, check and improve what another tool has made.
+    Import(import::Args),
     /// Show what runs beside what in a pair of layers, against hand-made orders and the best possible
     Overlap(overlap::Args),
     /// Make a timetable from plain numbers, without a model.
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
         Command::Overlap(args) => overlap::run(args),
         Command::Schedule(args) => schedule::run(args),
     }

@@ -80,6 +80,16 @@ impl Axis {
             part => format!("{whole}.{part}"),
         }
     }
+
+    /// A time in this unit as a JSON number: whole, or the double nearest to the decimal.
+    pub fn json(self, time: Nanos) -> serde_json::Number {
+        let one = 10_u64.pow(self.places);
+        if time.0.is_multiple_of(one) {
+            return (time.0 / one).into();
+        }
+        // Of times below 2^53 both operands are exact, so the quotient is the nearest double and prints as the decimal.
+        serde_json::Number::from_f64(time.as_f64() / one as f64).unwrap_or_else(|| 0.into())
+    }
 }
 
 /// The chart, at most `width` columns wide (and at least 40), with a time axis and a legend; lines end in `\n`.

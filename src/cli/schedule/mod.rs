@@ -3,8 +3,8 @@
 //! Costs are decimals in a unit of the user's own. They are scaled by a power of ten to whole numbers, so that everything
 //! that is computed from them is exact, and scaled back for printing.
 
-mod costs;
-mod decimal;
+pub(super) mod costs;
+pub(super) mod decimal;
 mod report;
 
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use clap::ValueEnum;
 
 use super::{Verdict, output};
 use crate::error::{Error, Result};
+use crate::interop::torch::of_timetable;
 use crate::ir::{Layout, Placement, Problem, Timetable};
 use crate::job::training::ScheduleKind;
 use crate::passes::pipeline::search::{Found, Limits, Origin, search};
@@ -102,6 +103,8 @@ enum Format {
     Tokens,
     /// One line per rank, by stage and micro-batch, as PyTorch has it: `3F7`, `(0F3;7B1)OVERLAP_F_B`.
     Stage,
+    /// A file for `torch.distributed.pipelining`: PyTorch adds sends and receives when it loads it.
+    TorchCsv,
     /// One object: times, memory and the token list of each rank.
     Json,
 }
@@ -137,6 +140,7 @@ pub fn printed(args: &Args) -> Result<String> {
     Ok(match args.format {
         Format::Tokens => answer.timetable.local_tokens(),
         Format::Stage => answer.timetable.stage_tokens(),
+        Format::TorchCsv => of_timetable(&answer.timetable)?.to_string(),
         Format::Chart => report::chart(args, &answer)?,
         Format::Json => report::json(args, &answer)?,
     })

@@ -8,7 +8,7 @@ use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::passes::pipeline::{Replay, replay};
 use crate::units::Nanos;
-use crate::view::chart::{Axis, Bar, Row, render_on};
+use crate::view::chart::{Bar, Row, render_on};
 
 /// Width of a chart that no terminal limits.
 const PIPED_WIDTH: usize = 100;
@@ -91,7 +91,7 @@ pub fn json(args: &Args, answer: &Answer) -> Result<String> {
     let Answer { problem, timetable, origin, bound, axis, parts } = answer;
     let (bound, parts) = (*bound, *parts);
     let replay = replay(problem, timetable)?;
-    let number = |time: Nanos| number(time, *axis);
+    let number = |time: Nanos| axis.json(time);
     let tokens =
         |(rank, actions): (u32, &Vec<_>)| actions.iter().map(|&action| timetable.local_token(rank, action)).collect();
     let report = Report {
@@ -124,15 +124,4 @@ pub fn json(args: &Args, answer: &Answer) -> Result<String> {
 /// Activations as --memory counts them, of stages of which `parts` make one that was given a cost.
 fn activations(halves: u64, parts: u32) -> f64 {
     halves as f64 / (HALVES as f64 * f64::from(parts))
-}
-
-/// A time as a JSON number in the user's unit: whole, or the double nearest to the decimal.
-fn number(time: Nanos, axis: Axis) -> serde_json::Number {
-    let one = 10_u64.pow(axis.places);
-    if time.0.is_multiple_of(one) {
-        return (time.0 / one).into();
-    }
-    // Both operands are exact (costs are scaled to less than 2^53), so the quotient is the nearest double and prints as the
-    // decimal.
-    serde_json::Number::from_f64(time.as_f64() / one as f64).unwrap_or_else(|| 0.into())
 }

@@ -1,0 +1,3 @@
+//! What other tools read and write.
+
+pub mod torch;
