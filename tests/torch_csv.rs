@@ -120,7 +120,7 @@ fn a_bidirectional_pipeline_is_offered_another_placement() {
 }
 
 /// Broken files of two ranks and two micro-batches: text, and what is said.
-const BROKEN: [(&str, &str); 34] = [
+const BROKEN: [(&str, &str); 36] = [
     ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", ""),
     ("0F0xyz,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", "row 1, cell 1: `0F0xyz` is no action: `xyz` follows the micro-batch"),
     ("0F0,0F1,0B0,0B1\n1F0,1B0,1G1,1B1\n", "row 2, cell 3: `1G1` is no action: behind the stage stands what it does"),
@@ -159,6 +159,8 @@ const BROKEN: [(&str, &str); 34] = [
     ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,0B1,1B1\n", "row 2, cell 4: `0B1`: stage 0 is on rank 0"),
     ("0F0,0B0,0F1,0B1\n1B0,1F0,1F1,1B1\n", "row 2, cell 1: `1B0` reads what `1F0` makes, which comes no sooner"),
     ("0F0,0W0,0I0,0F1,0B1\n1F0,1B0,1F1,1B1\n", "row 1, cell 2: `0W0` reads what `0I0` makes, which comes no sooner"),
+    ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1,1RECV_B0\n", "row 2, cell 5: `1RECV_B0`: no other rank has what it is for"),
+    ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1,1SEND_F0\n", "row 2, cell 5: `1SEND_F0`: no other rank has what it is for"),
     // Rank 0 wants a backward before it has sent what rank 1 waits for.
     (
         "0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n",

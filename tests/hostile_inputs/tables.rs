@@ -1,5 +1,5 @@
-//! Tables: costs of stages (`schedule --costs`) and durations of a layer's components (`overlap --components`). Given to the
-//! commands as a person gives them.
+//! Tables: costs of stages (`schedule --costs`), durations of a layer's components (`overlap --components`), and PyTorch's schedules
+//! (`import`). The first two are given to the commands as a person gives them.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::Parser;
 use dualweave::Result;
 use dualweave::cli::{overlap, schedule};
+use dualweave::interop::torch::{read, with_communication};
 
 use crate::edits::edited;
 use crate::guard::{Answer, try_all};
@@ -119,4 +120,39 @@ fn durations_of_components() {
         },
     );
     assert!(tally.refused > 5_000 && tally.used > 2_000, "{tally}");
+}
+
+#[test]
+fn schedules_of_pytorch() {
+    let folder = fs::read_dir("tests/data/torch-csv").expect("the files are there");
+    let mut paths: Vec<_> = folder.map(|entry| entry.expect("a file").path()).collect();
+    paths.sort();
+    let bases: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).expect("a file")).collect();
+    let tally = try_all(
+        "schedules of PyTorch",
+        30_000,
+        |dice| edited(&bases, dice),
+        |bytes, dice| {
+            // What is not UTF-8 is refused before.
+            let text = String::from_utf8_lossy(bytes);
+            let ranks = match dice.below(8) {
+                0 => u32::MAX,
+                _ => text.lines().count() as u32,
+            };
+            // Mostly as many as the file has.
+            let numbers = text.split(|letter: char| !letter.is_ascii_digit()).filter_map(|digits| digits.parse().ok());
+            let most: u32 = numbers.filter(|number| *number < 8).max().unwrap_or(0);
+            let micro_batches = if dice.below(8) == 0 { [1, u32::MAX][dice.below(2)] } else { most + 1 };
+            match read("file.csv", &text, ranks, micro_batches) {
+                Err(error) => Answer::Refused(error),
+                Ok(file) => {
+                    let whole = with_communication(&file.schedule, micro_batches).expect("what is read is safe");
+                    let again = read("whole.csv", &whole.to_string(), ranks, micro_batches);
+                    assert_eq!(again.expect("what is written is read").schedule, whole);
+                    Answer::Used
+                }
+            }
+        },
+    );
+    assert!(tally.refused > 15_000 && tally.used > 500, "{tally}");
 }

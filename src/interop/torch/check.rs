@@ -286,7 +286,7 @@ fn cycle(
     }
 }
 
-/// The message that a chunk's F or I makes, if another rank reads it.
+/// The message that a chunk's F or I makes, if there is such a chunk and another rank reads it.
 pub(super) fn message_of(work: Work, owners: &Owners) -> Option<Message> {
     let stage = work.chunk.stage;
     let gradient = match work.compute {
@@ -294,8 +294,10 @@ pub(super) fn message_of(work: Work, owners: &Owners) -> Option<Message> {
         Compute::B | Compute::I => true,
         Compute::W => return None,
     };
-    let reader = if gradient { stage.checked_sub(1) } else { Some(stage + 1) };
-    let reader = reader.filter(|&reader| reader < owners.stages())?;
+    let reader = if gradient { stage.checked_sub(1) } else { stage.checked_add(1) }?;
+    if stage.max(reader) >= owners.stages() {
+        return None;
+    }
     (owners.rank_of(reader) != owners.rank_of(stage)).then_some(Message { gradient, from: work.chunk })
 }
 

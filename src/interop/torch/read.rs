@@ -64,7 +64,7 @@ pub fn read(name: &str, text: &str, ranks: u32, micro_batches: u32) -> Result<Fi
         spans.push(places);
         start += line.len();
     }
-    if rows.len() != ranks as usize {
+    if rows.is_empty() || rows.len() != ranks as usize {
         return Err(Error::new(format!("{} for {ranks} ranks", count(rows.len() as u64, "row")))
             .help("`--pp` is how many ranks the schedule has")
             .at(name, text, text.len()..text.len(), "the file ends here"));
