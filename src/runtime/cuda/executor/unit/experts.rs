@@ -7,9 +7,10 @@ use crate::job::model::{Dtype, Moe};
 use crate::runtime::cuda::exchange::Routed;
 use crate::runtime::cuda::executor::blocks::{Block, Blocks, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
+use crate::runtime::cuda::ops::exchange::{self, Returned};
 use crate::runtime::cuda::ops::quantise::{self, Groups};
 use crate::runtime::cuda::ops::router::{self, Rule};
-use crate::runtime::cuda::ops::{exchange, swiglu};
+use crate::runtime::cuda::ops::swiglu;
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -180,7 +181,14 @@ impl Experts {
     /// `y` = the residual stream with all that came back, and the shared expert's result.
     pub fn sum(&self, context: &Context, stream: Slice<Bf16>, shared: Slice<Bf16>, y: Slice<Bf16>) -> Result<()> {
         let returned = context.blocks.at(self.returned);
-        exchange::sum(context.stream, context.sms, (returned, self.rule.top_k), self.hidden, [stream, shared], y)
+        exchange::sum(
+            context.stream,
+            context.sms,
+            (Returned::ByToken(returned), self.rule.top_k),
+            self.hidden,
+            [stream, shared],
+            y,
+        )
     }
 
     /// I of combine.
@@ -230,7 +238,14 @@ impl Experts {
     pub fn tokens_gradient(&self, context: &Context, shared: Slice<Bf16>, d_tokens: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (d_returned, d_weights) = (blocks.at(self.d_returned), blocks.at(self.d_weights));
-        exchange::sum(stream, sms, (d_returned, self.rule.top_k), self.hidden, [shared, Slice::none()], d_tokens)?;
+        exchange::sum(
+            stream,
+            sms,
+            (Returned::ByToken(d_returned), self.rule.top_k),
+            self.hidden,
+            [shared, Slice::none()],
+            d_tokens,
+        )?;
         let (scores, experts, d_logits) =
             (blocks.at(self.scores), blocks.at(self.routing.experts), blocks.at(self.d_logits));
         router::input_gradient(stream, sms, &self.rule, (scores, experts), d_weights, d_logits)?;
