@@ -14,6 +14,8 @@ mod embedding;
 mod exchange;
 #[path = "cuda/exchange_forms.rs"]
 mod exchange_forms;
+#[path = "cuda/forms.rs"]
+mod forms;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/grouped.rs"]

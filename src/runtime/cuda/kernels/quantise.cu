@@ -78,28 +78,6 @@ extern "C" __global__ void __launch_bounds__(256) quantise_rows(
     }
 }
 
-// The values that `quantise_rows` with powers of two makes, as bf16, which has them all. x, y: rows × width. Reads and writes 2 bytes a
-// value.
-extern "C" __global__ void __launch_bounds__(256) quantise_round_rows(
-    const bf16* __restrict__ x, bf16* __restrict__ y, u32 rows, u32 width) {
-    u32 tiles = (width + TILE - 1) / TILE, lane = threadIdx.x % 16;
-    u32 halves = gridDim.x * blockDim.x / 16, all = rows * tiles;
-    for (u32 work = (blockIdx.x * blockDim.x + threadIdx.x) / 16; work / 2 * 2 < all; work += halves) {
-        u32 row = work / tiles, tile = work % tiles, column = tile * TILE + 8 * lane;
-        bool inside = work < all && column < width;
-        float v[8] = {};
-        float scale = scaled(x + (u64)row * width + column, inside, true, v);
-        if (inside) {
-            float first[4], second[4];
-            widen(e4m3(v[0], v[1], v[2], v[3]), first);
-            widen(e4m3(v[4], v[5], v[6], v[7]), second);
-#pragma unroll
-            for (int j = 0; j < 4; j++) v[j] = first[j] * scale, v[4 + j] = second[j] * scale;
-            *reinterpret_cast<bf16x8*>(y + (u64)row * width + column) = pack8(v);
-        }
-    }
-}
-
 // What `quantise_rows` made, as bf16, which has its values where scales are powers of two. x, y: most × width; the scale of tile t of row r
 // at r · by_row + t · by_tile. A thread has 8 values. Reads a byte a value and writes 2.
 extern "C" __global__ void __launch_bounds__(256) dequantise_rows(

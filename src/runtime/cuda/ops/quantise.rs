@@ -115,26 +115,6 @@ pub fn rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Tiled, width: usize, r
     }
 }
 
-/// The values that [`rows`] makes with scales that are powers of two, which bf16 has all. `x` and `y`: rows of `width` values, a multiple of
-/// 8; `y` may be `x`.
-///
-/// # Errors
-/// As [`rows`].
-///
-/// # Panics
-/// As [`rows`].
-pub fn round_rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Slice<Bf16>, width: usize) -> Result<()> {
-    require_fp8(stream)?;
-    let rows = x.len() / width;
-    assert!(width.is_multiple_of(8), "rows of whole 16 bytes: {width}");
-    assert!(x.len() == rows * width && y.len() == x.len(), "rows of {width}");
-    assert_aligned(&[x, y]);
-    let tiles = pieces(rows * width.div_ceil(TILE)) as usize;
-    let kernel = stream.device().kernel("quantise_round_rows");
-    // SAFETY: the kernel reads all rows and writes as many; a thread writes what it alone has read.
-    unsafe { kernel.launch(stream, streaming(16 * tiles, sms), arguments![x, y, count(rows), count(width)]) }
-}
-
 /// Scales of rows in FP8, of 1 × 128 tiles along them.
 #[derive(Clone, Copy, Debug)]
 pub enum RowScales {
