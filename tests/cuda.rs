@@ -12,6 +12,10 @@ mod element;
 mod embedding;
 #[path = "cuda/exchange.rs"]
 mod exchange;
+#[path = "cuda/exchange_forms.rs"]
+mod exchange_forms;
+#[path = "cuda/forms.rs"]
+mod forms;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/grouped.rs"]

@@ -53,6 +53,19 @@ impl Program {
         };
         main.step == Step::Main && main.component == Component::Mlp && !self.ops.iter().any(apart)
     }
+
+    /// Whether the main op of an attention or MLP in I computes again by itself what was not kept: there is no op that does so.
+    pub fn with_again(&self, op: usize) -> bool {
+        let main = &self.ops[op];
+        let apart = |other: &ProgramOp| {
+            other.step == Step::Again
+                && (other.component, other.phase, other.unit) == (main.component, main.phase, main.unit)
+        };
+        main.step == Step::Main
+            && main.phase == Phase::I
+            && matches!(main.component, Component::Attention | Component::Mlp)
+            && !self.ops.iter().any(apart)
+    }
 }
 
 /// One op of a program. In an FB program ops of phase F belong to the forward chunk, the others to the backward chunk.

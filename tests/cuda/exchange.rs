@@ -5,29 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dualweave::runtime::cuda::exchange::{Member, Routed, group, most_rows};
-use dualweave::runtime::cuda::ops::exchange::sum;
+use dualweave::runtime::cuda::ops::exchange::{Returned, sum};
 use dualweave::runtime::cuda::watch::Watch;
 use dualweave::runtime::cuda::{Bf16, Device, Element, Event, Slice, device};
 
 use crate::gpu::{BF16, Gpu, Random, assert_close, gpu};
 
 /// How long to wait for another member.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
-struct Case {
-    places: usize,
-    experts: usize,
-    tokens: usize,
-    top_k: usize,
-    hidden: usize,
+pub struct Case {
+    pub places: usize,
+    pub experts: usize,
+    pub tokens: usize,
+    pub top_k: usize,
+    pub hidden: usize,
     /// Tokens of the first of two parts; none: one part.
-    first: Option<usize>,
+    pub first: Option<usize>,
 }
 
 /// How tokens choose.
 #[derive(Clone, Copy)]
-enum Choice {
+pub enum Choice {
     Evenly,
     /// All choose the last expert, and others of the first half.
     OneHot,
@@ -36,7 +36,7 @@ enum Choice {
 }
 
 impl Case {
-    fn parts(&self) -> Vec<Range<usize>> {
+    pub fn parts(&self) -> Vec<Range<usize>> {
         let first = 0..self.first.unwrap_or(self.tokens);
         let second = self.first.map(|first| first..self.tokens);
         std::iter::once(first).chain(second).collect()
@@ -47,7 +47,7 @@ impl Case {
     }
 
     /// Experts of each token, ascending. Evenly where there are too few of the kind.
-    fn choose(&self, choice: Choice, random: &mut Random) -> Vec<u32> {
+    pub fn choose(&self, choice: Choice, random: &mut Random) -> Vec<u32> {
         let all = self.experts as u32;
         let mut from: Vec<u32> = match choice {
             Choice::Evenly => (0..all).collect(),
@@ -90,9 +90,9 @@ impl Case {
 }
 
 /// Values on the GPU and on the host.
-struct Both<E> {
-    host: Vec<E>,
-    gpu: Slice<E>,
+pub struct Both<E> {
+    pub host: Vec<E>,
+    pub gpu: Slice<E>,
 }
 
 impl<E: Element> Both<E> {
@@ -112,28 +112,28 @@ fn f32(gpu: &mut Gpu, random: &mut Random, count: usize) -> Both<f32> {
 }
 
 /// A layer of one place: what is given, and poisoned room for all results.
-struct Layer {
-    experts: Vec<u32>,
-    weights: Both<f32>,
-    x: Both<Bf16>,
-    dy: Both<Bf16>,
-    returned: Slice<Bf16>,
-    d_returned: Slice<Bf16>,
-    d_weights: Slice<f32>,
-    parts: Vec<Part>,
+pub struct Layer {
+    pub experts: Vec<u32>,
+    pub weights: Both<f32>,
+    pub x: Both<Bf16>,
+    pub dy: Both<Bf16>,
+    pub returned: Slice<Bf16>,
+    pub d_returned: Slice<Bf16>,
+    pub d_weights: Slice<f32>,
+    pub parts: Vec<Part>,
 }
 
-struct Part {
-    routed: Routed,
-    arrived: Slice<Bf16>,
-    d_arrived: Slice<Bf16>,
-    y: Both<Bf16>,
-    dx: Both<Bf16>,
-    d_row_weights: Both<f32>,
+pub struct Part {
+    pub routed: Routed,
+    pub arrived: Slice<Bf16>,
+    pub d_arrived: Slice<Bf16>,
+    pub y: Both<Bf16>,
+    pub dx: Both<Bf16>,
+    pub d_row_weights: Both<f32>,
 }
 
 /// Room for the results of routing `tokens`, with `capacity` rows.
-fn routed(
+pub fn routed(
     gpu: &mut Gpu,
     case: &Case,
     tokens: Range<usize>,
@@ -153,7 +153,7 @@ fn routed(
 }
 
 impl Layer {
-    fn new(gpu: &mut Gpu, case: &Case, choice: Choice, random: &mut Random) -> Self {
+    pub fn new(gpu: &mut Gpu, case: &Case, choice: Choice, random: &mut Random) -> Self {
         let Case { tokens, top_k, hidden, .. } = *case;
         let experts = case.choose(choice, random);
         let weights = f32(gpu, random, tokens * top_k);
@@ -211,7 +211,7 @@ fn run(gpu: &Gpu, case: &Case, member: &mut Member, layers: &[Layer], mut random
 }
 
 /// Compares bits, which say where they differ.
-fn assert_same<E: Element + PartialEq + std::fmt::Debug>(what: &str, results: &[E], expected: &[E]) {
+pub fn assert_same<E: Element + PartialEq + std::fmt::Debug>(what: &str, results: &[E], expected: &[E]) {
     assert_eq!(results.len(), expected.len(), "{what}");
     let differs = results.iter().zip(expected).position(|(result, expected)| result != expected);
     assert!(
@@ -280,11 +280,11 @@ fn check(case: &Case, gpus: &[Gpu], layers: &[&Layer]) {
 }
 
 /// A place on each of so many devices in turn.
-fn gpus(devices: &[Arc<Device>], places: usize) -> Vec<Gpu> {
+pub fn gpus(devices: &[Arc<Device>], places: usize) -> Vec<Gpu> {
     (0..places).map(|place| Gpu::on(&devices[place % devices.len()])).collect()
 }
 
-fn members(gpus: &[Gpu], case: &Case) -> Vec<Member> {
+pub fn members(gpus: &[Gpu], case: &Case) -> Vec<Member> {
     let devices: Vec<_> = gpus.iter().map(|gpu| Arc::clone(&gpu.device)).collect();
     group(&devices, case.experts, case.tokens, case.top_k).expect("a group")
 }
@@ -309,7 +309,7 @@ fn exchanges(devices: &[Arc<Device>], case: Case) {
     }
 }
 
-const CASES: [Case; 9] = [
+pub const CASES: [Case; 9] = [
     Case { places: 1, experts: 4, tokens: 1, top_k: 4, hidden: 8, first: None },
     Case { places: 1, experts: 8, tokens: 65, top_k: 2, hidden: 128, first: Some(40) },
     Case { places: 2, experts: 8, tokens: 37, top_k: 2, hidden: 64, first: Some(18) },
@@ -444,7 +444,7 @@ fn rows_that_came_back_are_added_up() {
             let mut before: Option<Vec<Bf16>> = None;
             for sms in [1, 132] {
                 let y = gpu.poisoned(tokens * hidden);
-                sum(&gpu.stream, sms, (returned, top_k), hidden, add, y).expect("launched");
+                sum(&gpu.stream, sms, (Returned::ByToken(returned), top_k), hidden, add, y).expect("launched");
                 let bits = y.read(&gpu.stream).expect("results");
                 assert!(before.is_none_or(|before| before == bits), "the same bits with {sms} SMs");
                 before = Some(bits);

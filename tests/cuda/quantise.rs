@@ -2,7 +2,7 @@
 
 use dualweave::job::model::Dtype;
 use dualweave::runtime::cuda::ops::grouped::Experts;
-use dualweave::runtime::cuda::ops::quantise::{self, Groups, Scale, Source, Weights};
+use dualweave::runtime::cuda::ops::quantise::{self, Groups, RowScales, Scale, Source, TILE, Weights};
 use dualweave::runtime::cuda::ops::{Rows, quantise::tile_scales};
 use dualweave::runtime::cuda::product::Tiled;
 use dualweave::runtime::cuda::{Bf16, Fp8, Slice};
@@ -98,24 +98,37 @@ fn tiles_along_rows() {
     }
 }
 
+/// Rows in FP8 as bf16 again, with scales by tile and by row; and from one to the other.
 #[test]
-fn what_is_sent_is_rounded() {
+fn what_is_sent_is_read_again() {
     let Some(mut gpu) = gpu() else { return };
     let mut random = Random::new(103);
-    for (rows, _, width) in CASES {
-        let (x, exact) = activations(&mut random, rows, width);
-        let (x, y) = (gpu.given(&x), gpu.poisoned::<Bf16>(rows * width));
-        let launched = quantise::round_rows(&gpu.stream, 9, x, y, width);
+    for (most, there, width) in CASES {
+        let (x, exact) = activations(&mut random, most, width);
+        let (x, y) = (gpu.given(&x), room(&mut gpu, most, width));
+        let rows = Rows { most, count: gpu.given(&[there as u32]) };
+        let launched = quantise::rows(&gpu.stream, 9, x, y, width, rows, Scale::PowerOfTwo);
         if !has_fp8(&gpu, launched.err().map(|error| error.to_string())) {
             return;
         }
-        gpu.steady(&[y.cast()], |stream, sms| quantise::round_rows(stream, sms, x, y, width));
-        let expected = host(rows, width, &exact, Tiles::Rows, Scale::PowerOfTwo);
-        assert!(gpu.floats(y) == expected, "{rows} × {width}");
-        // Once more changes nothing: who receives it quantises it to the same numbers.
-        let again = gpu.poisoned::<Bf16>(rows * width);
-        quantise::round_rows(&gpu.stream, 132, y, again, width).expect("launched");
-        assert!(gpu.floats(again) == expected, "{rows} × {width}, twice");
+        let tiles = width.div_ceil(TILE);
+        let scales = y.scales.read(&gpu.stream).expect("scales");
+        let by_row: Vec<f32> = (0..most * tiles).map(|at| scales[at % tiles * most + at / tiles]).collect();
+        let by_row = gpu.given(&by_row);
+        let expected = host(most, width, &exact, Tiles::Rows, Scale::PowerOfTwo);
+        for from in [RowScales::ByTile(y.scales), RowScales::ByRow(by_row)] {
+            let wide = gpu.poisoned::<Bf16>(most * width);
+            let read = |stream: &_, sms| quantise::dequantise_rows(stream, sms, (y.values, from), wide, width, rows);
+            gpu.steady(&[wide.cast()], read);
+            let wide = gpu.floats(wide);
+            assert!(wide[..there * width] == expected[..there * width], "{there} × {width}");
+            assert!(wide[there * width..].iter().all(|value| value.is_nan()), "rows behind {there} of {most}");
+        }
+        let turned = gpu.poisoned::<f32>(tiles * most);
+        let turn = |stream: &_, sms| quantise::turn_scales(stream, sms, by_row, turned, tiles, rows);
+        gpu.steady(&[turned.cast()], turn);
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(turned.read(&gpu.stream).expect("scales")) == bits(scales), "scales of {there} rows");
     }
 }
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dualweave::job::model::{Attention, Dtype, Mla};
+use dualweave::job::model::{Attention, Dtype, Mla, Precision};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::compile;
+use dualweave::plan::Plan;
 use dualweave::runtime::cuda::executor::{Executor, Options};
 use dualweave::runtime::cuda::{Device, device};
 use dualweave::runtime::host::Shape;
@@ -19,18 +20,23 @@ use dualweave::runtime::host::rate::Rate;
 use dualweave::verify::verify;
 
 /// A plan that is run.
-struct Case {
-    name: &'static str,
-    schedule: ScheduleKind,
-    pp: u32,
-    dp: u32,
-    ep: u32,
-    micro_batches: u32,
-    sharded: bool,
-    change: fn(&mut Job),
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub schedule: ScheduleKind,
+    pub pp: u32,
+    pub dp: u32,
+    pub ep: u32,
+    pub micro_batches: u32,
+    pub sharded: bool,
+    pub change: fn(&mut Job),
+    /// Changes the plan that is run.
+    pub form: fn(&mut Plan),
+    /// Of the host, where it emulates what the plan, and not the job, says.
+    pub emulated: Option<fn(&mut Precision)>,
 }
 
-const CASE: Case = Case {
+pub const CASE: Case = Case {
     name: "1f1b",
     schedule: ScheduleKind::OneFOneB,
     pp: 2,
@@ -39,9 +45,11 @@ const CASE: Case = Case {
     micro_batches: 4,
     sharded: false,
     change: |_| {},
+    form: |_| {},
+    emulated: None,
 };
 
-fn latent(job: &mut Job) {
+pub fn latent(job: &mut Job) {
     job.model.attention =
         Attention::Mla(Mla { heads: 4, q_rank: Some(64), kv_rank: 32, nope_dim: 32, rope_dim: 16, value_dim: 32 });
     if let Some(moe) = &mut job.model.moe {
@@ -56,11 +64,11 @@ fn extras(job: &mut Job) {
 }
 
 /// Products and payload as in DeepSeek-V3.
-fn fp8(job: &mut Job) {
+pub fn fp8(job: &mut Job) {
     (job.model.precision.products, job.model.precision.dispatch) = (Dtype::Fp8, Dtype::Fp8);
 }
 
-fn latent_fp8(job: &mut Job) {
+pub fn latent_fp8(job: &mut Job) {
     latent(job);
     fp8(job);
 }
@@ -77,7 +85,7 @@ fn dense(job: &mut Job) {
 }
 
 impl Case {
-    fn job(&self) -> Job {
+    pub fn job(&self) -> Job {
         let mut job = load(Path::new("examples/tiny/job.ron"), &Overrides::default()).expect("the example").job;
         let training = &mut job.training;
         (training.pp, training.dp, training.ep) = (self.pp, self.dp, self.ep);
@@ -93,14 +101,35 @@ impl Case {
         job
     }
 
+    /// What is run.
+    pub fn plan(&self) -> Plan {
+        let mut plan = compile(&self.job()).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).plan;
+        assert!(verify(&plan).violations.is_empty(), "{}: the plan is safe", self.name);
+        (self.form)(&mut plan);
+        plan
+    }
+
+    /// Data of a step, by replica.
+    pub fn data(&self, shape: &Shape, step: u32) -> Vec<Vec<Batch>> {
+        let replica = |replica| {
+            let number = |micro_batch| u64::from((step * self.dp + replica) * self.micro_batches + micro_batch);
+            (0..self.micro_batches).map(|m| Batch::random(shape, 1, 3, number(m))).collect()
+        };
+        (0..self.dp).map(replica).collect()
+    }
+
     /// Runs a few steps on `gpus` GPUs and on the host, and compares.
     fn compare(&self, gpus: usize) {
         let job = self.job();
-        let plan = compile(&job).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).plan;
-        assert!(verify(&plan).violations.is_empty(), "{}: the plan is safe", self.name);
+        let plan = self.plan();
         let shape = Shape::of_plan(&plan);
         let exact = Shape { policy: Policy::EXACT, ..shape.clone() };
-        let in_fp8 = job.model.precision.products == Dtype::Fp8;
+        let in_fp8 = job.model.precision.products == Dtype::Fp8 || self.emulated.is_some();
+        let emulated = self.emulated.map(|change| {
+            let mut precision = job.model.precision.clone();
+            change(&mut precision);
+            Shape { policy: Policy::of(&precision), ..shape.clone() }
+        });
         let optimizer = AdamW { learning_rate: Rate::constant(1e-3), ..AdamW::default() };
         let options = Options { gpus: Some(gpus), ..Options::default() };
         let made = Executor::new(plan.clone(), shape.clone(), optimizer, 7, &options);
@@ -109,14 +138,10 @@ impl Case {
         // FP8's gradients are 10 to 14 % from exact ones, single tensors' up to 27 % (on the host), so they are compared with what emulates
         // it; whatever is rounded to another side on the way here leaves them a few per cent apart.
         let mut exact_host = host(&exact).expect("the host runs it");
-        let mut host = host(if in_fp8 { &shape } else { &exact }).expect("the host runs it");
+        let mut host =
+            host(emulated.as_ref().unwrap_or(if in_fp8 { &shape } else { &exact })).expect("the host runs it");
         for step in 0..4 {
-            let data: Vec<Vec<Batch>> = (0..self.dp)
-                .map(|replica| {
-                    let number = |micro_batch| u64::from((step * self.dp + replica) * self.micro_batches + micro_batch);
-                    (0..self.micro_batches).map(|m| Batch::random(&shape, 1, 3, number(m))).collect()
-                })
-                .collect();
+            let data = self.data(&shape, step);
             let ours = executor.step(&data, false).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).step;
             let theirs = host.step(&data, Order::List).expect("a step on the host");
             let (loss, norm) =
@@ -174,7 +199,7 @@ impl Case {
     }
 }
 
-fn on_every_number_of_gpus(case: &Case) {
+pub fn on_every_number_of_gpus(case: &Case) {
     match device::count() {
         Err(error) => {
             assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
@@ -253,7 +278,7 @@ fn auto() {
 }
 
 /// FP8 is refused where the GPUs have none, and says so.
-fn in_fp8(case: &Case) {
+pub fn in_fp8(case: &Case) {
     let has = device::count().is_ok() && Device::open(0).is_ok_and(|device| device.capability >= 89);
     if has {
         return on_every_number_of_gpus(case);

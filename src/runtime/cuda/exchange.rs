@@ -14,12 +14,20 @@
 //! - A receive buffer is written only behind the first meeting, so after all that its owner's stream did before; and its owner passes
 //!   the second meeting only when all have written. Other streams of the owner are ordered by events, as for any op.
 //!
+//! Rows in FP8 ([`Member::dispatch_fp8`]) go the same ways, with their scales; [`packed`] has the exchanges that copy engines do.
+//!
 //! An end carries the number of its exchange: to one of another number nothing is written.
+
+mod narrow;
+pub mod packed;
+
+pub use narrow::Arrived;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ops::exchange::{self as kernels, Back, Board, END, End, Spread};
+use super::ops::Rows;
+use super::ops::exchange::{self as kernels, Back, Board, END, End, Scales, Spread};
 use super::ops::router::{MOST_CHOSEN, MOST_EXPERTS};
 use super::signals::{Meeting, meeting};
 use super::stream::Priority;
@@ -35,6 +43,8 @@ pub struct Member {
     tokens: usize,
     /// Of all places: others write here, and this one to theirs, as long as any of them lives.
     boards: Arc<Vec<Memory>>,
+    /// What of the others' memory copy engines write to.
+    windows: Vec<packed::Window>,
 }
 
 /// Where the rows of one layer of one part of a micro-batch go and come from. t: tokens of the part.
@@ -58,6 +68,12 @@ impl Routed {
     /// Rows that have room.
     pub fn capacity(&self) -> usize {
         self.sources.len()
+    }
+
+    /// Rows that there are: the end of the last expert's.
+    pub fn count(&self) -> Rows {
+        let end = self.offsets.len() - 1;
+        Rows { most: self.capacity(), count: self.offsets.part(end..end + 1) }
     }
 }
 
@@ -92,7 +108,7 @@ pub fn group(devices: &[Arc<Device>], experts: usize, tokens: usize, top_k: usiz
         let stream = Stream::new(device, Priority::Low)?;
         boards[board.place].all::<u8>().fill_bytes(&stream, 0)?;
         board.peers.write(&stream, &peers)?;
-        Ok(Member { meeting, board, top_k, tokens, boards: Arc::clone(&boards) })
+        Ok(Member { meeting, board, top_k, tokens, boards: Arc::clone(&boards), windows: Vec::new() })
     };
     meetings.into_iter().zip(devices).map(member).collect()
 }
@@ -141,12 +157,6 @@ impl Layout {
     }
 }
 
-/// Some tokens of a micro-batch, and what is done with them.
-struct Part {
-    tokens: Range<usize>,
-    hidden: usize,
-}
-
 impl Member {
     /// Forward dispatch: the rows of `x` (all tokens × `hidden`) that are in `tokens` go to their experts, into `arrived` (capacity ×
     /// `hidden`) there, by expert. Fills all of `routed` that is not given.
@@ -167,18 +177,8 @@ impl Member {
         routed: &Routed,
         arrived: Slice<Bf16>,
     ) -> Result<()> {
-        assert_eq!(routed.row_weights.len(), routed.capacity(), "a weight for each row that has room");
-        assert_eq!(routed.weights.len(), routed.experts.len(), "a weight for each expert of a token");
-        let part = self.part(tokens, hidden, routed, arrived);
-        let end = End {
-            arrays: [arrived.address(), routed.sources.address(), routed.row_weights.address()],
-            room: routed.capacity(),
-            number: self.meeting.upcoming(),
-        };
-        kernels::announce(stream, &self.board, Some((routed.experts, routed.rows)), &end)?;
-        self.meeting.meet(stream, watch)?;
-        kernels::places(stream, &self.board, routed.capacity(), routed.offsets)?;
-        self.spread((stream, watch), sms, x, part, (routed, routed.weights), end.number)
+        let x = x.part(tokens.start * hidden..tokens.end * hidden);
+        self.there((stream, watch), sms, (x, None), hidden, tokens, (routed, true), arrived)
     }
 
     /// Forward combine: the rows of `y` (capacity × `hidden`, by expert) go back to their tokens, into `returned` (all tokens ×
@@ -198,7 +198,7 @@ impl Member {
         routed: &Routed,
         returned: Slice<Bf16>,
     ) -> Result<()> {
-        self.give_back((stream, watch), sms, (y, Slice::none()), hidden, routed, (returned, Slice::none()))
+        self.give_back((stream, watch), sms, (y, Slice::none(), None), hidden, routed, (returned, Slice::none()))
     }
 
     /// Input gradient of combine: as [`Member::dispatch`], of the gradient `dy` (all tokens × `hidden`), to where the tokens went.
@@ -219,11 +219,8 @@ impl Member {
         routed: &Routed,
         arrived: Slice<Bf16>,
     ) -> Result<()> {
-        let part = self.part(tokens, hidden, routed, arrived);
-        let end = End { arrays: [arrived.address(), 0, 0], room: routed.capacity(), number: self.meeting.upcoming() };
-        kernels::announce(stream, &self.board, None, &end)?;
-        self.meeting.meet(stream, watch)?;
-        self.spread((stream, watch), sms, dy, part, (routed, Slice::none()), end.number)
+        let dy = dy.part(tokens.start * hidden..tokens.end * hidden);
+        self.there((stream, watch), sms, (dy, None), hidden, tokens, (routed, false), arrived)
     }
 
     /// Input gradient of dispatch: as [`Member::combine`], of the gradients `dx` by row (capacity × `hidden`). With each goes the
@@ -244,7 +241,7 @@ impl Member {
         (returned, d_weights): (Slice<Bf16>, Slice<f32>),
     ) -> Result<()> {
         assert!(!d_row_weights.is_empty() || routed.capacity() == 0, "a gradient for the weight of each row");
-        self.give_back((stream, watch), sms, (dx, d_row_weights), hidden, routed, (returned, d_weights))
+        self.give_back((stream, watch), sms, (dx, d_row_weights, None), hidden, routed, (returned, d_weights))
     }
 
     /// The largest number of rows of this place that had no room since this was last asked, if there was one: then the step is
@@ -261,33 +258,56 @@ impl Member {
         Ok(usize::try_from(rows).ok())
     }
 
+    /// Its number in the group.
+    pub fn place(&self) -> usize {
+        self.board.place
+    }
+
+    /// Places of the group.
+    pub fn places(&self) -> usize {
+        self.board.places
+    }
+
     /// Experts of a place.
     pub fn local_experts(&self) -> usize {
         self.board.experts / self.boards.len()
     }
 
-    /// Before others are told of the memory: checks that it is as large as they will think.
-    fn part(&self, tokens: Range<usize>, hidden: usize, routed: &Routed, arrived: Slice<Bf16>) -> Part {
-        assert!(tokens.end <= self.tokens, "token {} of {}", tokens.end, self.tokens);
-        assert_eq!(routed.experts.len(), tokens.len() * self.top_k, "{} experts for each token", self.top_k);
-        assert!(arrived.len() >= routed.capacity() * hidden, "room for {} rows", routed.capacity());
-        Part { tokens, hidden }
-    }
-
-    fn spread(
+    /// The rows of the part's tokens to their experts. `first`: where they are is not known yet, so all of `routed` that is not given is filled.
+    #[expect(clippy::too_many_arguments, reason = "what is sent, how, and where it arrives")]
+    fn there(
         &mut self,
         (stream, watch): (&Stream, &Watch),
         sms: u32,
-        x: Slice<Bf16>,
-        part: Part,
-        (routed, weights): (&Routed, Slice<f32>),
-        number: u32,
+        (x, scales): (Slice<Bf16>, Option<Scales>),
+        hidden: usize,
+        tokens: Range<usize>,
+        (routed, first): (&Routed, bool),
+        arrived: Slice<Bf16>,
     ) -> Result<()> {
-        let Part { tokens, hidden } = part;
+        // Others are told of the memory: it is as large as they will think.
+        assert!(tokens.end <= self.tokens, "token {} of {}", tokens.end, self.tokens);
+        assert_eq!(routed.experts.len(), tokens.len() * self.top_k, "{} experts for each token", self.top_k);
+        assert!(arrived.len() >= routed.capacity() * hidden, "room for {} rows", routed.capacity());
+        assert_eq!(x.len(), tokens.len() * hidden, "a row for each token");
+        let (room, number) = (routed.capacity(), self.meeting.upcoming());
         let source = (self.board.place * self.tokens + tokens.start) * self.top_k;
-        let to = Spread { experts: routed.experts, rows: routed.rows, weights, source };
-        let x = x.part(tokens.start * hidden..tokens.end * hidden);
-        kernels::spread(stream, sms, &self.board, (x, hidden), &to, number)?;
+        let mut to = Spread { experts: routed.experts, rows: routed.rows, weights: Slice::none(), source };
+        if first {
+            assert_eq!(routed.row_weights.len(), room, "a weight for each row that has room");
+            assert_eq!(routed.weights.len(), routed.experts.len(), "a weight for each expert of a token");
+            to.weights = routed.weights;
+            let arrays = [arrived.address(), routed.sources.address(), routed.row_weights.address()];
+            let counted = Some((routed.experts, routed.rows));
+            kernels::announce(stream, &self.board, counted, &End { arrays, room, number })?;
+            self.meeting.meet(stream, watch)?;
+            kernels::places(stream, &self.board, room, routed.offsets)?;
+        } else {
+            let arrays = [arrived.address(), 0, 0];
+            kernels::announce(stream, &self.board, None, &End { arrays, room, number })?;
+            self.meeting.meet(stream, watch)?;
+        }
+        kernels::spread(stream, sms, &self.board, (x, hidden), scales.as_ref(), &to, number)?;
         self.meeting.meet(stream, watch)
     }
 
@@ -295,7 +315,7 @@ impl Member {
         &mut self,
         (stream, watch): (&Stream, &Watch),
         sms: u32,
-        (y, numbers): (Slice<Bf16>, Slice<f32>),
+        (y, numbers, scales): (Slice<Bf16>, Slice<f32>, Option<Scales>),
         hidden: usize,
         routed: &Routed,
         (returned, returned_numbers): (Slice<Bf16>, Slice<f32>),
@@ -316,7 +336,7 @@ impl Member {
             numbers,
             per_place: self.tokens * self.top_k,
         };
-        kernels::give_back(stream, sms, &self.board, (y, hidden), &back, end.number)?;
+        kernels::give_back(stream, sms, &self.board, (y, hidden), scales.as_ref(), &back, end.number)?;
         self.meeting.meet(stream, watch)
     }
 }

@@ -9,8 +9,7 @@ use crate::runtime::host::precision::Policy;
 /// Whether a policy can be run. One that says nothing is run in this runtime's own formats: bf16, with sums, master weights, gradients and
 /// moments in fp32.
 ///
-/// Moments that are bf16 are rounded to it at every step, and payloads of dispatch that are FP8 to its values, but both still take the place
-/// of the wider format. A router, in bf16 or fp32, has its sums and scores in fp32 and reads its weights in bf16.
+/// Moments that are bf16 are rounded to it at every step, but still take the place of the wider format. A router, in bf16 or fp32, has its sums and scores in fp32 and reads its weights in bf16.
 ///
 /// # Errors
 /// If a field has a format that this runtime has not, or a GPU has no FP8.

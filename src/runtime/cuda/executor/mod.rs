@@ -9,6 +9,7 @@
 
 mod blocks;
 mod formats;
+mod forms;
 mod heap;
 mod places;
 mod rank;
@@ -22,18 +23,19 @@ pub use trace::Span;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::exchange::packed::Window;
 use super::signals::{Receiver, Sender, link, meeting};
 use super::stream::Priority;
 use super::watch::Watch;
 use super::{Device, Event, Memory, Slice, Stream, device, exchange, product};
 use crate::error::{Error, Result};
-use crate::ir::Step;
+use crate::ir::Recompute;
 use crate::job::model::Dtype;
-use crate::plan::{Plan, StreamId, Task, rank_streams};
+use crate::plan::{ALIGNMENT, Plan, StreamId, Task, rank_streams};
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
@@ -43,7 +45,7 @@ use crate::runtime::host::reference;
 use crate::runtime::messages::{Message, uses};
 use crate::runtime::world::{Gpu, World};
 use crate::runtime::{fit, said};
-use blocks::Block;
+use blocks::SCRATCH;
 use rank::{Data, Done, Rank, Shared};
 use stage::Stage;
 use store::{REGIONS, Region, Store};
@@ -97,9 +99,9 @@ impl Executor {
     /// suffice.
     pub fn new(plan: Plan, shape: Shape, optimizer: AdamW, seed: u64, options: &Options) -> Result<Self> {
         fit::check(&plan, &shape)?;
+        forms::check(&plan)?;
         let world = World::new(&plan);
         let devices = open(world.count(), options.gpus)?;
-        has_forms(&plan)?;
         formats::check(&shape.policy, &devices)?;
         let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
         let ranks = builder.ranks()?;
@@ -269,21 +271,6 @@ fn work(rank: &Rank, shared: &Shared, data: &Data, cleared: &Barrier) -> Option<
     }
 }
 
-/// Whether all ops of the plan have a form that this runtime has.
-fn has_forms(plan: &Plan) -> Result<()> {
-    for op in plan.programs.iter().flat_map(|program| &program.ops) {
-        let form = match op.step {
-            Step::Quantise => "exchanges that quantise what they send",
-            Step::Pack => "exchanges by copy engines",
-            Step::Main | Step::Shared | Step::Again if !op.tokens.is_all() => "layers that are cut along their tokens",
-            Step::Main | Step::Shared | Step::Again => continue,
-        };
-        return Err(Error::new(format!("the plan has {form}, which the CUDA runtime has not yet"))
-            .help("compile the job with `--without-rewrites all`"));
-    }
-    Ok(())
-}
-
 /// One GPU for each rank, neighbours on the same one if there are fewer.
 fn open(ranks: usize, wanted: Option<usize>) -> Result<Vec<Arc<Device>>> {
     let there = device::count()?;
@@ -327,12 +314,15 @@ impl Builder<'_> {
             let of = &self.plan.ranks[gpu.rank as usize];
             let stages = std::mem::take(&mut stages[index]);
             let (places, bytes) = places::blocks(&of.items, &stages);
-            let (slots, ring_bytes) = places::rings(of);
-            let scratch = [Block::Forward, Block::Backward, Block::Weights].map(|block| {
-                let most = stages.values().map(|stage| stage.bytes(block)).max().unwrap_or_default();
-                Memory::new(device, most)
+            let memory_of = |block| stages.values().map(|stage: &Stage| stage.bytes(block)).max().unwrap_or_default();
+            let bytes_of = SCRATCH.map(|block| memory_of(block).next_multiple_of(ALIGNMENT as usize));
+            let memory = Memory::new(device, bytes + bytes_of.iter().sum::<usize>())?;
+            let mut next = bytes;
+            let scratch = bytes_of.map(|bytes| {
+                next += bytes;
+                memory.all::<u8>().part(next - bytes..next)
             });
-            let [forward, backward, weights] = scratch;
+            let (slots, ring_bytes) = places::rings(of);
             let (senders, receivers) = links.remove(&index).unwrap_or_default();
             let ops = self.plan.programs.iter().map(|program| program.ops.len()).max().unwrap_or_default();
             let events = |count: usize| (0..count).map(|_| Event::new(device, false)).collect::<Result<Vec<_>>>();
@@ -353,9 +343,9 @@ impl Builder<'_> {
                 senders,
                 receivers,
                 targets: vec![None; of.items.len()],
-                memory: Memory::new(device, bytes)?,
+                memory,
                 places,
-                scratch: [forward?, backward?, weights?],
+                scratch,
                 rings: Memory::new(device, ring_bytes)?,
                 slots,
                 uses: uses(of, gpu.rank, &self.plan.layout),
@@ -380,7 +370,20 @@ impl Builder<'_> {
         let boards: Vec<Slice<f32>> = ranks.iter().map(|rank| rank.squares[1].all()).collect();
         ranks.iter_mut().for_each(|rank| rank.boards.clone_from(&boards));
         self.aim(&mut ranks)?;
+        self.open_windows(&mut ranks);
         Ok(ranks)
+    }
+
+    /// Members of an exchange know where blocks and scratch of the others lie.
+    fn open_windows(&self, ranks: &mut [Rank]) {
+        let memory: Vec<Slice<u8>> = ranks.iter().map(|rank| rank.memory.all()).collect();
+        for rank in ranks {
+            let all = self.world.group(rank.gpu).map(|gpu| memory[self.world.index(gpu)]).collect();
+            let window = Window { own: memory[self.world.index(rank.gpu)], all };
+            if let Some(member) = rank.member.get_mut().unwrap_or_else(PoisonError::into_inner) {
+                member.open(vec![window]);
+            }
+        }
     }
 
     /// Tokens of a micro-batch.
@@ -394,7 +397,8 @@ impl Builder<'_> {
             self.shape.model.moe.as_ref().map_or((0, 0), |moe| (moe.experts as usize, moe.top_k as usize));
         let tokens = self.tokens();
         let capacity = exchange::most_rows(self.world.ep as usize, experts, tokens, top_k);
-        Sizes { tokens, capacity, local_experts: local.len(), first_expert: local.start }
+        let places = self.world.ep as usize;
+        Sizes { tokens, capacity, local_experts: local.len(), first_expert: local.start, places, experts, top_k }
     }
 
     fn stages(&self, gpu: Gpu) -> Result<BTreeMap<u32, Stage>> {
@@ -402,13 +406,16 @@ impl Builder<'_> {
         let stream = Stream::new(device, Priority::Low)?;
         let mut stages = BTreeMap::new();
         for stage in self.plan.layout.stages_of(gpu.rank) {
-            let units = &self.plan.stages[stage as usize].units;
+            let of = &self.plan.stages[stage as usize];
+            let (units, forms) = (&of.units, forms::Forms::of(self.plan, stage));
+            // A whole layer has all else in it.
+            let recompute = of.recompute.and(Recompute::NOTHING);
             let experts = self.world.experts_at(self.world.place(gpu));
             let mut initial = StageParameters::<f32>::zeros(self.shape, units, &experts);
             initialise(&mut initial, "", self.seed, self.shape.policy.master());
             let members = REGIONS.map(|region| self.members_of(gpu, stage, region).len());
             let store = Store::new(device, &stream, &initial, members)?;
-            stages.insert(stage, Stage::new(self.shape, units, self.sizes(gpu), store)?);
+            stages.insert(stage, Stage::new(self.shape, units, (self.sizes(gpu), forms, recompute), store)?);
         }
         Ok(stages)
     }

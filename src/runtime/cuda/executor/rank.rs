@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::blocks::{Block, Blocks};
+use super::blocks::{Blocks, SCRATCH};
 use super::places::Taken;
-use super::stage::{Ends, Stage};
+use super::stage::{Ends, Launch, Stage};
 use super::sync::Sync;
 use super::trace::Trace;
 use super::unit::{Context, Exchange};
 use crate::error::{Error, Result};
-use crate::ir::{Action, ChunkId, Component, Phase, Program, Stream as ProgramStream};
+use crate::ir::{Action, ChunkId, Phase, Program, Stream as ProgramStream};
 use crate::plan::{Plan, RingOf, StreamId, Task};
 use crate::runtime::cuda::exchange::Member;
 use crate::runtime::cuda::ops::loss;
@@ -58,12 +58,12 @@ pub struct Rank {
     pub receivers: BTreeMap<u32, Mutex<Receiver>>,
     /// By item: where a send puts what it sends.
     pub targets: Vec<Option<Slice<u8>>>,
-    /// Blocks of chunks.
+    /// Blocks of chunks, and scratch. It looks alike at all GPUs that share experts.
     pub memory: Memory,
     /// By item: which blocks it takes.
     pub places: Vec<Vec<Taken>>,
-    /// Scratch of F, I and W.
-    pub scratch: [Memory; 3],
+    /// What of it is scratch.
+    pub scratch: [Slice<u8>; SCRATCH.len()],
     /// Slots of messages.
     pub rings: Memory,
     /// By ring: first byte and bytes of a slot.
@@ -265,51 +265,55 @@ impl Rank {
         let parts: BTreeMap<Phase, (ChunkId, Ends)> =
             action.parts().map(|(phase, chunk)| (phase, (chunk, self.ends(shared, index, chunk)))).collect();
         let missing = |phase: Phase| Error::new(format!("{action:?} has no {phase:?}"));
-        let blocks: BTreeMap<ChunkId, Blocks> = chunks.clone();
+        let both =
+            chunks.iter().flat_map(|(&chunk, &blocks)| [((chunk, false), blocks), ((chunk, true), blocks.backward())]);
+        let blocks: BTreeMap<(ChunkId, bool), Blocks> = both.collect();
         let most = self.device.sms;
         let Self { streams, comm, products, exchanges, stages, op_ended, joints, .. } = self;
         let mut member = lock(&self.member);
         let compute = &streams[&StreamId::Compute];
-        let on = |chunk: ChunkId, stream, sms: u32| -> Result<(&Stage, Context)> {
+        let on = |(chunk, backward): (ChunkId, bool), stream, sms: u32| -> Result<(&Stage, Context)> {
             let stage =
                 stages.get(&chunk.stage).ok_or_else(|| Error::new("is of a stage that the rank does not hold"))?;
-            let blocks =
-                blocks.get(&chunk).ok_or_else(|| Error::new("reads what its forward keeps, which is not there"))?;
+            let blocks = blocks
+                .get(&(chunk, backward))
+                .ok_or_else(|| Error::new("reads what its forward keeps, which is not there"))?;
             let (shape, tokens) = (shared.shape, shared.tokens.0);
             Ok((stage, Context { shape, products, stream, sms: sms.clamp(1, most), blocks, tokens }))
         };
         if let Some((chunk, ends)) = parts.get(&Phase::F) {
-            let (stage, context) = on(*chunk, compute, most)?;
+            let (stage, context) = on((*chunk, false), compute, most)?;
             stage.begin_forward(&context, ends)?;
         }
         if let Some((chunk, ends)) = parts.get(&Phase::I) {
-            let (stage, context) = on(*chunk, compute, most)?;
+            let (stage, context) = on((*chunk, true), compute, most)?;
             stage.begin_backward(&context, ends)?;
         }
         joints[0].record(compute)?;
         comm.wait(&joints[0])?;
-        for (number, op) in program.ops.iter().enumerate() {
+        for (at, op) in program.ops.iter().enumerate() {
             let stream = if op.stream() == ProgramStream::Comm { comm } else { compute };
             for &wait in &op.waits {
                 stream.wait(&op_ended[wait as usize])?;
             }
             let (chunk, ends) = parts.get(&op.phase).ok_or_else(|| missing(op.phase))?;
-            let (stage, context) = on(*chunk, stream, op.sms)?;
-            let takes_part = op.work.is_exchange() || (!*exchanges && op.component == Component::Mlp);
+            let (stage, context) = on((*chunk, op.phase != Phase::F), stream, op.sms)?;
             let span = trace.begin(stream)?;
-            let member = member.as_mut().filter(|_| takes_part);
-            let mut exchange = member.map(|member| Exchange { member, watch: shared.watch });
-            stage.launch(&context, ends, op, program.with_shared(number), exchange.as_mut())?;
+            let member = member.as_mut();
+            let mut exchange = member.map(|member| Exchange { member, watch: shared.watch, alone: !*exchanges });
+            let with_again = program.with_again(at);
+            let launch = Launch { program: number, with_shared: program.with_shared(at), with_again };
+            stage.launch(&context, ends, op, launch, exchange.as_mut())?;
             trace.end(span, stream, (StreamId::Compute, op.stream() == ProgramStream::Comm), || {
                 format!("{} of unit {} of ({},{})", op.what(), op.unit, chunk.stage, chunk.micro_batch)
             })?;
-            op_ended[number].record(stream)?;
+            op_ended[at].record(stream)?;
         }
         joints[1].record(comm)?;
         compute.wait(&joints[1])?;
         if let Some((chunk, ends)) = parts.get(&Phase::F) {
-            let (stage, context) = on(*chunk, compute, most)?;
-            stage.end_forward(&context, ends)?;
+            let (stage, context) = on((*chunk, false), compute, most)?;
+            stage.end_forward(&context, number, ends)?;
         }
         if let Some((chunk, _)) = parts.get(&Phase::W) {
             chunks.remove(chunk);
@@ -320,8 +324,8 @@ impl Rank {
     /// Blocks of a chunk, of which only scratch is there.
     fn scratch_blocks(&self) -> Blocks {
         let mut blocks = Blocks::none();
-        for (block, memory) in [Block::Forward, Block::Backward, Block::Weights].into_iter().zip(&self.scratch) {
-            blocks.put(block, memory.all());
+        for (block, &bytes) in SCRATCH.into_iter().zip(&self.scratch) {
+            blocks.put(block, bytes);
         }
         blocks
     }
@@ -417,7 +421,6 @@ impl Rank {
     /// Bytes that it has on its GPU, but for what libraries take.
     pub fn bytes(&self) -> usize {
         let stores: usize = self.stages.values().map(|stage| stage.store.bytes()).sum();
-        let scratch: usize = self.scratch.iter().map(Memory::bytes).sum();
-        stores + scratch + self.memory.bytes() + self.rings.bytes()
+        stores + self.memory.bytes() + self.rings.bytes()
     }
 }

@@ -1,10 +1,11 @@
 //! A stage on one GPU: its parameters, and the ops of its units.
 
 use super::blocks::{Block, Packer};
+use super::forms::Forms;
 use super::store::Store;
-use super::unit::{Context, Exchange, Sizes, UnitOps};
+use super::unit::{Context, Exchange, LayerUnit, Parts, Sizes, UnitOps};
 use crate::error::{Error, Result};
-use crate::ir::{Component, Phase, ProgramOp, Step, Unit};
+use crate::ir::{Component, Phase, ProgramOp, Recompute, Step, Unit};
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -13,7 +14,19 @@ pub struct Stage {
     /// Its parameters.
     pub store: Store,
     units: Vec<UnitOps>,
+    forms: Forms,
     bytes: Packer,
+}
+
+/// What the launch of an op depends on, besides the op and where values lie.
+#[derive(Clone, Copy)]
+pub struct Launch {
+    /// The program that it is in.
+    pub program: u32,
+    /// It does the shared expert's work too.
+    pub with_shared: bool,
+    /// It does again by itself what the backward of its component needs and was not kept.
+    pub with_again: bool,
 }
 
 /// What a chunk reads and makes, besides what its blocks hold.
@@ -42,11 +55,19 @@ impl Stage {
     ///
     /// # Errors
     /// If the model has something that this runtime has not.
-    pub fn new(shape: &Shape, units: &[Unit], sizes: Sizes, mut store: Store) -> Result<Self> {
-        let mut bytes = Packer::default();
-        let units = units.iter().map(|&unit| UnitOps::new(shape, unit, sizes, &mut store, &mut bytes));
+    pub fn new(
+        shape: &Shape,
+        units: &[Unit],
+        (sizes, forms, recompute): (Sizes, Forms, Recompute),
+        mut store: Store,
+    ) -> Result<Self> {
+        let mut bytes = Packer::new(recompute, forms.apart());
+        let units = units
+            .iter()
+            .enumerate()
+            .map(|(number, &unit)| UnitOps::new(shape, (unit, number), (sizes, &forms), &mut store, &mut bytes));
         let units = units.collect::<Result<Vec<_>>>()?;
-        Ok(Self { store, units, bytes })
+        Ok(Self { store, units, forms, bytes })
     }
 
     /// Bytes of a block of its chunks.
@@ -69,9 +90,11 @@ impl Stage {
     ///
     /// # Errors
     /// If the driver refuses.
-    pub fn end_forward(&self, context: &Context, ends: &Ends) -> Result<()> {
+    pub fn end_forward(&self, context: &Context, program: u32, ends: &Ends) -> Result<()> {
         match self.units.last() {
-            Some(UnitOps::Layer(layer)) => layer.complete(context, ends.output),
+            Some(UnitOps::Layer(layer)) => {
+                layer.complete(context, &self.all(program, Phase::F, self.units.len() - 1), ends.output)
+            }
             _ => Ok(()),
         }
     }
@@ -87,8 +110,7 @@ impl Stage {
         }
     }
 
-    /// Launches an op of a program. `exchange`: the exchange, if the op takes part in it: an exchange does, and where one GPU has all experts,
-    /// so does their MLP.
+    /// Launches an op of a program. `exchange`: of the GPU, where there are experts.
     ///
     /// # Errors
     /// If it is no op of this stage, or the driver refuses.
@@ -97,19 +119,10 @@ impl Stage {
         context: &Context,
         ends: &Ends,
         op: &ProgramOp,
-        with_shared: bool,
+        launch: Launch,
         exchange: Option<&mut Exchange>,
     ) -> Result<()> {
-        match op.step {
-            // Everything is kept.
-            Step::Again => return Ok(()),
-            Step::Quantise | Step::Pack => return Err(super::unit::absent("exchanges in another form than the job's")),
-            Step::Main | Step::Shared => {}
-        }
-        if !op.tokens.is_all() {
-            return Err(super::unit::absent("layers that are cut along their tokens"));
-        }
-        let number = op.unit as usize;
+        let (number, program) = (op.unit as usize, launch.program);
         let unit = self.units.get(number).ok_or_else(|| unknown(op))?;
         match (unit, op.component) {
             (UnitOps::Embedding(embedding), Component::Embedding) => match op.phase {
@@ -119,56 +132,118 @@ impl Stage {
             },
             (UnitOps::Head(head), Component::Head) => match op.phase {
                 Phase::F => {
-                    self.complete(context, number)?;
+                    self.complete(context, program, number)?;
                     head.forward(context, ends.targets, ends.scale, ends.loss)
                 }
                 Phase::I => head.input_gradient(context, self.gradient_before(context, number, ends)),
                 Phase::W => head.accumulate(context),
             },
-            (UnitOps::Layer(layer), Component::Attention) => match op.phase {
-                Phase::F => {
-                    self.complete(context, number)?;
+            (UnitOps::Layer(layer), Component::Attention) => match (op.phase, op.step) {
+                (Phase::I, Step::Again) => layer.attention_again(context),
+                (Phase::F, _) => {
+                    self.complete(context, program, number)?;
                     layer.attention_forward(context)
                 }
-                Phase::I => layer.attention_input_gradient(context, self.gradient_before(context, number, ends)),
-                Phase::W => layer.accumulate_attention(context),
+                (Phase::I, _) => {
+                    if launch.with_again {
+                        layer.attention_again(context)?;
+                    }
+                    let parts = self.all(program, Phase::I, number);
+                    layer.attention_input_gradient(context, &parts, self.gradient_before(context, number, ends))
+                }
+                (Phase::W, _) => layer.accumulate_attention(context),
             },
             (UnitOps::Layer(layer), Component::Mlp) => {
-                let shared = with_shared || op.step == Step::Shared;
-                let main = op.step == Step::Main;
-                match op.phase {
-                    Phase::F => {
-                        if main {
-                            layer.mlp_forward(context, exchange, self.output_of(context, number, ends))?;
-                        }
-                        if shared { layer.shared_forward(context) } else { Ok(()) }
-                    }
-                    Phase::I => {
-                        if shared {
-                            layer.shared_input_gradient(context)?;
-                        }
-                        if main { layer.mlp_input_gradient(context, exchange) } else { Ok(()) }
-                    }
-                    Phase::W => {
-                        if main {
-                            layer.accumulate_mlp(context)?;
-                        }
-                        if shared { layer.accumulate_shared(context) } else { Ok(()) }
-                    }
-                }
+                let output = self.output_of(context, number, ends);
+                self.mlp(context, layer, op, launch, exchange, output)
             }
             (UnitOps::Layer(layer), Component::Dispatch | Component::Combine) => {
-                let exchange = exchange.ok_or_else(|| unknown(op))?;
-                match (op.component, op.phase) {
-                    (Component::Dispatch, Phase::F) => layer.dispatch(context, exchange),
-                    (Component::Combine, Phase::F) => layer.combine(context, exchange),
-                    (Component::Combine, Phase::I) => layer.combine_gradient(context, exchange),
-                    (Component::Dispatch, Phase::I) => layer.dispatch_gradient(context, exchange),
-                    _ => Err(unknown(op)),
-                }
+                self.exchange(context, layer, op, program, exchange.ok_or_else(|| unknown(op))?)
             }
             _ => Err(unknown(op)),
         }
+    }
+
+    fn mlp(
+        &self,
+        context: &Context,
+        layer: &LayerUnit,
+        op: &ProgramOp,
+        launch: Launch,
+        exchange: Option<&mut Exchange>,
+        output: Slice<Bf16>,
+    ) -> Result<()> {
+        let parts = self.parts(launch.program, op);
+        let (main, shared) = (op.step == Step::Main, launch.with_shared || op.step == Step::Shared);
+        match op.phase {
+            Phase::F => {
+                if main && layer.has_experts() {
+                    layer.experts_forward(context, exchange.ok_or_else(|| unknown(op))?, &parts)?;
+                } else if main {
+                    layer.dense_forward(context, output)?;
+                }
+                if shared { layer.shared_forward(context) } else { Ok(()) }
+            }
+            Phase::I if op.step == Step::Again => layer.mlp_again(context, exchange, &parts),
+            Phase::I => {
+                if shared {
+                    layer.shared_input_gradient(context)?;
+                }
+                if !main {
+                    return Ok(());
+                }
+                let mut exchange = exchange;
+                if launch.with_again {
+                    layer.mlp_again(context, exchange.as_deref_mut(), &parts)?;
+                }
+                if !layer.has_experts() {
+                    return layer.dense_input_gradient(context);
+                }
+                layer.experts_input_gradient(context, exchange.ok_or_else(|| unknown(op))?, &parts)
+            }
+            Phase::W => {
+                if main {
+                    layer.accumulate_mlp(context, &parts)?;
+                }
+                if shared { layer.accumulate_shared(context) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn exchange(
+        &self,
+        context: &Context,
+        layer: &LayerUnit,
+        op: &ProgramOp,
+        program: u32,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let parts = self.parts(program, op);
+        let dispatch = op.component == Component::Dispatch;
+        // To the experts.
+        let there = dispatch == (op.phase == Phase::F);
+        match (op.step, op.phase, dispatch) {
+            (Step::Quantise, Phase::F | Phase::I, _) => layer.quantise(context, (there, op.phase), &parts),
+            (Step::Pack, Phase::F | Phase::I, _) => layer.pack(context, exchange, (there, op.phase), &parts),
+            (Step::Main, Phase::F, true) => layer.dispatch(context, exchange, &parts),
+            (Step::Again, Phase::I, true) => layer.dispatch_again(context, exchange, &parts),
+            (Step::Main, Phase::F, false) => layer.combine(context, exchange, &parts),
+            (Step::Main, Phase::I, false) => layer.combine_gradient(context, exchange, &parts),
+            (Step::Main, Phase::I, true) => layer.dispatch_gradient(context, exchange, &parts),
+            _ => Err(unknown(op)),
+        }
+    }
+
+    /// The parts that an op works on. What is computed again goes as the job says.
+    fn parts(&self, program: u32, op: &ProgramOp) -> Parts<'_> {
+        let again = op.step == Step::Again;
+        let ways = if again { &[][..] } else { self.forms.ways(program, op.phase, op.unit as usize) };
+        Parts { range: self.forms.parts_of(op), ways }
+    }
+
+    /// All parts of a unit.
+    fn all(&self, program: u32, phase: Phase, number: usize) -> Parts<'_> {
+        Parts { range: 0..self.forms.parts(number), ways: self.forms.ways(program, phase, number) }
     }
 
     /// Where a unit's output goes.
@@ -183,9 +258,12 @@ impl Stage {
     }
 
     /// The unit in front leaves its result where this one reads it.
-    fn complete(&self, context: &Context, number: usize) -> Result<()> {
-        match (number.checked_sub(1).map(|before| &self.units[before]), self.units[number].input(context.blocks)) {
-            (Some(UnitOps::Layer(layer)), Some(input)) => layer.complete(context, input),
+    fn complete(&self, context: &Context, program: u32, number: usize) -> Result<()> {
+        let Some(before) = number.checked_sub(1) else { return Ok(()) };
+        match (&self.units[before], self.units[number].input(context.blocks)) {
+            (UnitOps::Layer(layer), Some(input)) => {
+                layer.complete(context, &self.all(program, Phase::F, before), input)
+            }
             _ => Ok(()),
         }
     }

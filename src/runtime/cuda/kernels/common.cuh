@@ -50,6 +50,22 @@ __device__ __forceinline__ bf16x8 pack8(const float (&from)[8]) {
     return to;
 }
 
+// The values of four FP8 (e4m3) numbers, the first in the lowest byte. Below compute capability 8.9 there are none; the host does not
+// launch what reads them there.
+__device__ __forceinline__ void widen(u32 four, float (&to)[4]) {
+#if __CUDA_ARCH__ >= 890
+    u32 pairs[2];
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pairs[0]) : "h"((u16)four));
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pairs[1]) : "h"((u16)(four >> 16)));
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+            : "=f"(to[2 * i]), "=f"(to[2 * i + 1]) : "r"(pairs[i]));
+#else
+    __trap();
+#endif
+}
+
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
 // Sum over a warp, in all its lanes.

@@ -41,21 +41,6 @@ __device__ __forceinline__ u32 e4m3(float first, float second) {
 }
 __device__ __forceinline__ u32 e4m3(float a, float b, float c, float d) { return e4m3(a, b) | e4m3(c, d) << 16; }
 
-// The values of four numbers, the first in the lowest byte.
-__device__ __forceinline__ void widen(u32 four, float (&to)[4]) {
-#if __CUDA_ARCH__ >= 890
-    u32 pairs[2];
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pairs[0]) : "h"((u16)four));
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pairs[1]) : "h"((u16)(four >> 16)));
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
-            : "=f"(to[2 * i]), "=f"(to[2 * i + 1]) : "r"(pairs[i]));
-#else
-    __trap();
-#endif
-}
-
 __device__ __forceinline__ u32 rows_of(u32 most, const u32* count) { return count ? min(*count, most) : most; }
 
 // 8 neighbours of a row, read by half a warp 128 at a time, over their tile's scale. All lanes take part.
@@ -93,25 +78,31 @@ extern "C" __global__ void __launch_bounds__(256) quantise_rows(
     }
 }
 
-// The values that `quantise_rows` with powers of two makes, as bf16, which has them all. x, y: rows × width. Reads and writes 2 bytes a
-// value.
-extern "C" __global__ void __launch_bounds__(256) quantise_round_rows(
-    const bf16* __restrict__ x, bf16* __restrict__ y, u32 rows, u32 width) {
-    u32 tiles = (width + TILE - 1) / TILE, lane = threadIdx.x % 16;
-    u32 halves = gridDim.x * blockDim.x / 16, all = rows * tiles;
-    for (u32 work = (blockIdx.x * blockDim.x + threadIdx.x) / 16; work / 2 * 2 < all; work += halves) {
-        u32 row = work / tiles, tile = work % tiles, column = tile * TILE + 8 * lane;
-        bool inside = work < all && column < width;
-        float v[8] = {};
-        float scale = scaled(x + (u64)row * width + column, inside, true, v);
-        if (inside) {
-            float first[4], second[4];
-            widen(e4m3(v[0], v[1], v[2], v[3]), first);
-            widen(e4m3(v[4], v[5], v[6], v[7]), second);
+// What `quantise_rows` made, as bf16, which has its values where scales are powers of two. x, y: most × width; the scale of tile t of row r
+// at r · by_row + t · by_tile. A thread has 8 values. Reads a byte a value and writes 2.
+extern "C" __global__ void __launch_bounds__(256) dequantise_rows(
+    const u8* __restrict__ x, const float* __restrict__ scales, u32 by_row, u32 by_tile, bf16* __restrict__ y,
+    const u32* __restrict__ count, u32 most, u32 width) {
+    u32 rows = rows_of(most, count), groups = width / 8;
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < rows * groups; i += gridDim.x * blockDim.x) {
+        u32 row = i / groups, column = i % groups * 8;
+        uint2 bytes = *reinterpret_cast<const uint2*>(x + (u64)row * width + column);
+        float scale = scales[(u64)row * by_row + (u64)(column / TILE) * by_tile], first[4], second[4], v[8];
+        widen(bytes.x, first);
+        widen(bytes.y, second);
 #pragma unroll
-            for (int j = 0; j < 4; j++) v[j] = first[j] * scale, v[4 + j] = second[j] * scale;
-            *reinterpret_cast<bf16x8*>(y + (u64)row * width + column) = pack8(v);
-        }
+        for (int j = 0; j < 4; j++) v[j] = first[j] * scale, v[4 + j] = second[j] * scale;
+        *reinterpret_cast<bf16x8*>(y + (u64)row * width + column) = pack8(v);
+    }
+}
+
+// Scales from rows × tiles to tiles × most.
+extern "C" __global__ void __launch_bounds__(256) quantise_turn_scales(
+    const float* __restrict__ x, float* __restrict__ y, const u32* __restrict__ count, u32 most, u32 tiles) {
+    u32 rows = rows_of(most, count);
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < rows * tiles; i += gridDim.x * blockDim.x) {
+        u32 tile = i / rows, row = i % rows;
+        y[(u64)tile * most + row] = x[(u64)row * tiles + tile];
     }
 }
 

@@ -1,9 +1,10 @@
 //! The kernels of the exchange between tokens and experts. In which order they make one is [`exchange`](super::super::exchange)'s.
 
+use super::quantise::{require_fp8, tile_scales};
 use super::{count, looping};
 use crate::error::Result;
 use crate::runtime::cuda::kernel::{Grid, arguments};
-use crate::runtime::cuda::{Bf16, Slice, Stream};
+use crate::runtime::cuda::{Bf16, Fp8, Slice, Stream};
 
 /// A place of a group, and its memory that the others write to.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +58,8 @@ const COUNTS: usize = 24 << 10;
 pub fn announce(stream: &Stream, board: &Board, counted: Option<(Slice<u32>, Slice<u32>)>, end: &End) -> Result<()> {
     let (chosen, ranks) = counted.unwrap_or((Slice::none(), Slice::none()));
     assert_eq!(chosen.len(), ranks.len(), "a rank for each expert of a token");
-    let warps = (COUNTS / board.experts).clamp(1, 32);
-    let grid = Grid::of(1, count(32 * warps)).shared(count(4 * warps * board.experts));
+    let (shared, threads) = counting(board.experts);
+    let grid = Grid::of(1, threads).shared(shared);
     let [rows, second, third] = end.arrays;
     let room = u64::from(end.number) << 32 | u64::from(count(end.room));
     let kernel = stream.device().kernel("exchange_announce");
@@ -121,7 +122,33 @@ pub struct Spread {
     pub source: usize,
 }
 
-/// Copies the row of each token (`x`: tokens × `hidden`) to its experts.
+/// Scales that go with rows in FP8.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// Of the rows that are sent: `tiles` × `rows`.
+    pub from: Slice<f32>,
+    /// Rows that those have.
+    pub rows: usize,
+    /// Of each row.
+    pub tiles: usize,
+    /// Bytes from the first row that arrives to the first of its scales, which lie side by side: rows × `tiles`. The same at all places.
+    pub apart: u64,
+}
+
+impl Scales {
+    /// As kernels take them.
+    fn of(scales: Option<&Self>) -> (Slice<f32>, u32, u32, u64) {
+        scales.map_or((Slice::none(), 0, 0, 0), |of| (of.from, count(of.rows), count(of.tiles), of.apart))
+    }
+
+    fn check(scales: Option<&Self>, rows: usize) {
+        if let Some(of) = scales {
+            assert!(of.rows == rows && of.from.len() >= of.tiles * rows, "scales of {rows} rows");
+        }
+    }
+}
+
+/// Copies the row of each token (`x`: tokens × `hidden`) to its experts; with `scales`, what is in FP8 counts as half as many values.
 ///
 /// # Errors
 /// If the driver refuses.
@@ -133,10 +160,13 @@ pub fn spread(
     sms: u32,
     board: &Board,
     (x, hidden): (Slice<Bf16>, usize),
+    scales: Option<&Scales>,
     to: &Spread,
     number: u32,
 ) -> Result<()> {
     let tokens = x.len() / hidden;
+    Scales::check(scales, tokens);
+    let (scales, _, tiles, apart) = Scales::of(scales);
     let top_k = to.experts.len().checked_div(tokens).unwrap_or_default();
     assert!(hidden.is_multiple_of(8), "rows of whole 16 bytes, not {hidden} values");
     assert!(x.len() == tokens * hidden && to.experts.len() == tokens * top_k && top_k <= 32, "{tokens} tokens");
@@ -165,6 +195,9 @@ pub fn spread(
                 count(to.source),
                 board.ends,
                 number,
+                scales,
+                tiles,
+                apart,
             ],
         )
     }
@@ -183,7 +216,7 @@ pub struct Back {
     pub per_place: usize,
 }
 
-/// Copies rows (`y`: rows × `hidden`) back to where their tokens are.
+/// Copies rows (`y`: rows × `hidden`) back to where their tokens are; `scales` as in [`spread`].
 ///
 /// # Errors
 /// If the driver refuses.
@@ -195,10 +228,13 @@ pub fn give_back(
     sms: u32,
     board: &Board,
     (y, hidden): (Slice<Bf16>, usize),
+    scales: Option<&Scales>,
     to: &Back,
     number: u32,
 ) -> Result<()> {
     let most = to.sources.len();
+    Scales::check(scales, most);
+    let (scales, rows, tiles, apart) = Scales::of(scales);
     assert!(hidden.is_multiple_of(8), "rows of whole 16 bytes, not {hidden} values");
     assert!(y.len() >= most * hidden && to.count.len() == 1, "as many rows as sources, {most}");
     assert!(to.numbers.is_empty() || to.numbers.len() >= most, "a number for each row");
@@ -219,13 +255,29 @@ pub fn give_back(
                 count(to.per_place),
                 board.ends,
                 number,
+                scales,
+                rows,
+                tiles,
+                apart,
             ],
         )
     }
 }
 
-/// `y = Σ over the token's experts of returned, plus each of `add` that is not none`. `returned`: tokens × `top_k` × `hidden`; `y`
-/// and what is added: tokens × `hidden`.
+/// What came back for tokens: `slots` rows for each.
+#[derive(Clone, Copy, Debug)]
+pub enum Returned {
+    /// tokens × slots × hidden.
+    ByToken(Slice<Bf16>),
+    /// slots × tokens × hidden: a row for each place.
+    ByPlace(Slice<Bf16>),
+    /// As `ByToken` in FP8, with scales tokens × slots × tiles.
+    ByTokenFp8(Slice<Fp8>, Slice<f32>),
+    /// As `ByPlace` in FP8, with scales slots × tiles × tokens.
+    ByPlaceFp8(Slice<Fp8>, Slice<f32>),
+}
+
+/// `y = Σ over slots of returned, plus each of `add` that is not none`. `y` and what is added: tokens × `hidden`.
 ///
 /// # Errors
 /// If the driver refuses.
@@ -235,23 +287,58 @@ pub fn give_back(
 pub fn sum(
     stream: &Stream,
     sms: u32,
-    (returned, top_k): (Slice<Bf16>, usize),
+    (returned, slots): (Returned, usize),
     hidden: usize,
     add: [Slice<Bf16>; 2],
     y: Slice<Bf16>,
 ) -> Result<()> {
     assert!(hidden.is_multiple_of(8) && y.len().is_multiple_of(hidden), "rows of whole 16 bytes, not {hidden} values");
-    assert_eq!(returned.len(), y.len() * top_k, "{top_k} rows for each token");
     assert!(add.iter().all(|add| add.is_empty() || add.len() == y.len()), "as many values added as there are");
+    let (tokens, width, tiles) = (y.len() / hidden, hidden / 8, tile_scales(1, hidden));
+    let (values, scales, address, fp8) = match returned {
+        Returned::ByToken(values) | Returned::ByPlace(values) => (values.len(), Slice::none(), values.address(), false),
+        Returned::ByTokenFp8(values, scales) | Returned::ByPlaceFp8(values, scales) => {
+            assert!(scales.len() >= slots * tokens * tiles, "scales of {slots} rows for each token");
+            (values.len(), scales, values.address(), true)
+        }
+    };
+    assert_eq!(values, y.len() * slots, "{slots} rows for each token");
+    let by_token = matches!(returned, Returned::ByToken(_) | Returned::ByTokenFp8(..));
+    let (token, slot) = if by_token { (slots * width, width) } else { (width, tokens * width) };
+    let [scale_token, scale_slot, scale_tile] =
+        if by_token { [slots * tiles, tiles, 1] } else { [1, tiles * tokens, tokens] };
     let [one, other] = add;
     let chunks = y.len() / 8;
-    let kernel = stream.device().kernel("exchange_sum");
-    // SAFETY: the kernel reads all of `returned` and of what is added, and writes all of `y`; lengths were checked.
+    let kernel = stream.device().kernel(if fp8 { "exchange_sum_fp8" } else { "exchange_sum" });
+    if fp8 {
+        require_fp8(stream)?;
+    }
+    // SAFETY: the kernel reads all of `returned`, its scales and what is added, and writes all of `y`; lengths were checked.
     unsafe {
         kernel.launch(
             stream,
             looping(chunks.div_ceil(256), sms, 8, 256),
-            arguments![returned, count(top_k), count(hidden / 8), one, other, y, count(chunks)],
+            arguments![
+                address,
+                count(slots),
+                count(width),
+                count(token),
+                slot as u64,
+                scales,
+                count(scale_token),
+                scale_slot as u64,
+                count(scale_tile),
+                one,
+                other,
+                y,
+                count(chunks)
+            ],
         )
     }
+}
+
+/// Bytes of shared memory for counts by warp, and threads, where one block counts entries of `experts`.
+pub(super) fn counting(experts: usize) -> (u32, u32) {
+    let warps = (COUNTS / experts).clamp(1, 32);
+    (count(4 * warps * experts), count(32 * warps))
 }

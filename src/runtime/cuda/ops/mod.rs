@@ -15,6 +15,7 @@ pub mod latent;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
+pub mod packed;
 pub mod quantise;
 pub mod reduce;
 pub mod rope;

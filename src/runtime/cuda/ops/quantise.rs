@@ -10,7 +10,7 @@ use super::{PER_SM, Rows, THREADS, assert_aligned, count, looping, pieces, strea
 use crate::error::{Error, Result};
 use crate::runtime::cuda::kernel::arguments;
 use crate::runtime::cuda::product::{Blocked, Tiled};
-use crate::runtime::cuda::{Bf16, Device, Slice, Stream};
+use crate::runtime::cuda::{Bf16, Device, Fp8, Slice, Stream};
 pub use crate::runtime::host::precision::Scale;
 
 /// Width of a tile.
@@ -115,24 +115,67 @@ pub fn rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Tiled, width: usize, r
     }
 }
 
-/// The values that [`rows`] makes with scales that are powers of two, which bf16 has all. `x` and `y`: rows of `width` values, a multiple of
-/// 8; `y` may be `x`.
+/// Scales of rows in FP8, of 1 × 128 tiles along them.
+#[derive(Clone, Copy, Debug)]
+pub enum RowScales {
+    /// By tile, then by row, as [`rows`] leaves them.
+    ByTile(Slice<f32>),
+    /// By row, then by tile, as they are sent.
+    ByRow(Slice<f32>),
+}
+
+/// What [`rows`] made, back in bf16, which has its values if scales are powers of two. `x` and `y`: `rows.most` × `width`, a multiple of 8; rows
+/// behind the count are left alone.
 ///
 /// # Errors
 /// As [`rows`].
 ///
 /// # Panics
 /// As [`rows`].
-pub fn round_rows(stream: &Stream, sms: u32, x: Slice<Bf16>, y: Slice<Bf16>, width: usize) -> Result<()> {
+pub fn dequantise_rows(
+    stream: &Stream,
+    sms: u32,
+    (x, scales): (Slice<Fp8>, RowScales),
+    y: Slice<Bf16>,
+    width: usize,
+    rows: Rows,
+) -> Result<()> {
     require_fp8(stream)?;
-    let rows = x.len() / width;
+    let tiles = width.div_ceil(TILE);
+    let (scales, by_row, by_tile) = match scales {
+        RowScales::ByTile(scales) => (scales, 1, rows.most),
+        RowScales::ByRow(scales) => (scales, tiles, 1),
+    };
+    let values = rows.most * width;
     assert!(width.is_multiple_of(8), "rows of whole 16 bytes: {width}");
-    assert!(x.len() == rows * width && y.len() == x.len(), "rows of {width}");
-    assert_aligned(&[x, y]);
-    let tiles = pieces(rows * width.div_ceil(TILE)) as usize;
-    let kernel = stream.device().kernel("quantise_round_rows");
-    // SAFETY: the kernel reads all rows and writes as many; a thread writes what it alone has read.
-    unsafe { kernel.launch(stream, streaming(16 * tiles, sms), arguments![x, y, count(rows), count(width)]) }
+    assert!(x.len() == values && y.len() == values && scales.len() >= tiles * rows.most, "{} rows", rows.most);
+    assert!(rows.count.len() <= 1, "one count");
+    assert_aligned(&[x]);
+    assert_aligned(&[y]);
+    let kernel = stream.device().kernel("dequantise_rows");
+    let grid = streaming(pieces(values / 8) as usize, sms);
+    // SAFETY: the kernel reads at most `rows.most` rows and their scales, and writes as many.
+    unsafe {
+        let arguments =
+            arguments![x, scales, count(by_row), count(by_tile), y, rows.count, count(rows.most), count(width)];
+        kernel.launch(stream, grid, arguments)
+    }
+}
+
+/// Scales as they were sent, by row, to where products read them, by tile: `y` has `tiles` × `rows.most`.
+///
+/// # Errors
+/// As [`rows`].
+///
+/// # Panics
+/// If lengths do not fit each other.
+pub fn turn_scales(stream: &Stream, sms: u32, x: Slice<f32>, y: Slice<f32>, tiles: usize, rows: Rows) -> Result<()> {
+    assert!(x.len() >= tiles * rows.most && y.len() >= tiles * rows.most, "scales of {} rows", rows.most);
+    assert!(rows.count.len() <= 1, "one count");
+    let kernel = stream.device().kernel("quantise_turn_scales");
+    let grid = streaming(pieces(tiles * rows.most) as usize, sms);
+    // SAFETY: the kernel reads the scales of at most `rows.most` rows, and writes as many.
+    unsafe { kernel.launch(stream, grid, arguments![x, y, rows.count, count(rows.most), count(tiles)]) }
 }
 
 /// What is quantised along its rows.

@@ -46,6 +46,14 @@ impl Attention {
         }
     }
 
+    /// What of the projections' results the job computes again, from what is kept: MLA's q, k and v.
+    pub fn up_again(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::MultiHead(_) => Ok(()),
+            Self::Latent(attention) => attention.up_again(context),
+        }
+    }
+
     /// From the gradient of what it added to that of `normed`.
     pub fn input_gradient(&self, context: &Context, dy: Slice<Bf16>, d_normed: Slice<Bf16>) -> Result<()> {
         match self {

@@ -62,11 +62,11 @@ impl HeadUnit {
         Ok(Self {
             norm: store.vector(&format!("{name}.norms.0.gain"))?,
             matrix: store.matrix(&format!("{name}.matrix"))?,
-            x: packer.take(Block::UntilI, tokens * hidden),
-            normed: packer.take(Block::UntilW, tokens * hidden),
-            logits: packer.take(Block::Forward, tokens * vocabulary),
-            losses: packer.take(Block::Forward, tokens),
-            d_logits: packer.take(Block::UntilW, tokens * vocabulary),
+            x: packer.take_once(Block::UntilI, tokens * hidden),
+            normed: packer.take_once(Block::UntilW, tokens * hidden),
+            logits: packer.take_once(Block::Forward, tokens * vocabulary),
+            losses: packer.take_once(Block::Forward, tokens),
+            d_logits: packer.take_once(Block::UntilW, tokens * vocabulary),
             d_normed: packer.take(Block::Backward, tokens * hidden),
             gain_scratch: packer.take(Block::Backward, norm::gain_gradient_scratch(tokens, hidden)),
         })

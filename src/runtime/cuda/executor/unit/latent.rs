@@ -3,6 +3,7 @@
 use super::product::{Input, Product};
 use super::{Context, Sizes};
 use crate::error::Result;
+use crate::ir::Recompute;
 use crate::job::model::Mla as Dims;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Store, Vector};
@@ -84,12 +85,19 @@ impl Latent {
                     down: product(formats, "q_down.weight", packer)?,
                     norm: query_norm?,
                     latent: packer.take(Block::UntilI, tokens * rank),
-                    normed: Input::new(packer, Some(formats), (tokens, rank), Block::Forward),
+                    normed: Input::new(
+                        packer,
+                        Some(formats),
+                        (tokens, rank),
+                        Block::Forward,
+                        packer.recompute().mla_up,
+                    ),
                     d_latent: packer.take(Block::FromI, tokens * rank),
                     d_normed: packer.take(Block::Backward, tokens * rank),
                 })
             }
         };
+        let Recompute { mla_up: up_again, layer, .. } = packer.recompute();
         let widest = dims.q_rank.unwrap_or(0).max(dims.kv_rank) as usize;
         Ok(Self {
             query,
@@ -99,12 +107,12 @@ impl Latent {
             kv_up: product(formats, "kv_up.weight", packer)?,
             output: product(out, "output.weight", packer)?,
             down: packer.take(Block::UntilI, tokens * (kv_rank + rope)),
-            kv_normed: Input::new(packer, Some(formats), (tokens, kv_rank), Block::Forward),
+            kv_normed: Input::new(packer, Some(formats), (tokens, kv_rank), Block::Forward, up_again),
             kv: packer.take(Block::Forward, tokens * heads * (nope + value)),
-            q: packer.take(Block::UntilI, tokens * heads * qk),
-            k: packer.take(Block::UntilI, tokens * heads * qk),
-            v: packer.take(Block::UntilI, tokens * heads * value),
-            o: Input::new(packer, Some(out), (tokens, heads * value), Block::UntilI),
+            q: packer.take_if(layer || up_again && dims.q_rank.is_some(), Block::UntilI, tokens * heads * qk),
+            k: packer.take_if(layer || up_again, Block::UntilI, tokens * heads * qk),
+            v: packer.take_if(layer || up_again, Block::UntilI, tokens * heads * value),
+            o: Input::new(packer, Some(out), (tokens, heads * value), Block::UntilI, false),
             log_sums: packer.take(Block::UntilI, tokens * heads),
             d_o: packer.take(Block::Backward, tokens * heads * value),
             d_q: packer.take(Block::FromI, tokens * heads * qk),
@@ -123,37 +131,45 @@ impl Latent {
     /// See [`super::attention::Attention::forward`].
     pub fn forward(&self, context: &Context, normed: &Input, y: Slice<Bf16>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let (q, k, v) = (blocks.at(self.q), blocks.at(self.k), blocks.at(self.v));
         let all = Groups::one(context.tokens);
-        let queries = match &self.query {
-            Some(query) => {
-                let latent = blocks.at(query.latent);
-                query.down.forward(context, normed, all, latent, false)?;
-                let gain = query.norm.values;
-                let to = query.normed.values(blocks);
-                norm::forward(stream, sms, (latent, gain.len()), gain, to, context.epsilon())?;
-                query.normed.complete(context, all)?;
-                &query.normed
+        match &self.query {
+            Some(query) => query.down.forward(context, normed, all, blocks.at(query.latent), false)?,
+            None => {
+                let q = blocks.at(self.q);
+                self.q_up.forward(context, normed, all, q, false)?;
+                self.turn_queries(context, q, Direction::Forward)?;
             }
-            None => normed,
-        };
-        self.q_up.forward(context, queries, all, q, false)?;
-        self.turn_queries(context, q, Direction::Forward)?;
-
-        let (down, kv) = (blocks.at(self.down), blocks.at(self.kv));
+        }
+        let down = blocks.at(self.down);
         self.kv_down.forward(context, normed, all, down, false)?;
         self.turn_shared(context, down, Direction::Forward)?;
-        let (gain, stride) = (self.kv_norm.values, self.kv_down.outputs);
-        norm::forward(stream, sms, (down, stride), gain, self.kv_normed.values(blocks), context.epsilon())?;
-        self.kv_normed.complete(context, all)?;
-        self.kv_up.forward(context, &self.kv_normed, all, kv, false)?;
-        latent::spread(stream, sms, kv, (down, stride, gain.len()), k, v, self.dims)?;
+        self.up_again(context)?;
 
         let (o, log_sums) = (self.o.values(blocks), blocks.at(self.log_sums));
-        let [q, k, v] = self.strided([q, k, v]);
+        let [q, k, v] = self.strided([self.q, self.k, self.v].map(|spot| blocks.at(spot)));
         attention::forward(stream, sms, &self.core, q, k, v, Slice::none(), o, log_sums)?;
         self.o.complete(context, all)?;
         self.output.forward(context, &self.o, all, y, true)
+    }
+
+    /// q, k and v from the latents; q only where it has one.
+    pub fn up_again(&self, context: &Context) -> Result<()> {
+        let &Context { stream, sms, blocks, .. } = context;
+        let (q, k, v) = (blocks.at(self.q), blocks.at(self.k), blocks.at(self.v));
+        let (all, epsilon) = (Groups::one(context.tokens), context.epsilon());
+        if let Some(query) = &self.query {
+            let (latent, gain) = (blocks.at(query.latent), query.norm.values);
+            norm::forward(stream, sms, (latent, gain.len()), gain, query.normed.values(blocks), epsilon)?;
+            query.normed.complete(context, all)?;
+            self.q_up.forward(context, &query.normed, all, q, false)?;
+            self.turn_queries(context, q, Direction::Forward)?;
+        }
+        let (down, kv) = (blocks.at(self.down), blocks.at(self.kv));
+        let (gain, stride) = (self.kv_norm.values, self.kv_down.outputs);
+        norm::forward(stream, sms, (down, stride), gain, self.kv_normed.values(blocks), epsilon)?;
+        self.kv_normed.complete(context, all)?;
+        self.kv_up.forward(context, &self.kv_normed, all, kv, false)?;
+        latent::spread(stream, sms, kv, (down, stride, gain.len()), k, v, self.dims)
     }
 
     /// See [`super::attention::Attention::input_gradient`].

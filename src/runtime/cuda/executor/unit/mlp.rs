@@ -38,7 +38,7 @@ impl Mlp {
             gate_up,
             down,
             inner: packer.take(Block::UntilI, 2 * inner),
-            active: Input::new(packer, Some(formats.down), (tokens, width), Block::Forward),
+            active: Input::new(packer, Some(formats.down), (tokens, width), Block::Forward, packer.recompute().swiglu),
             d_active: packer.take(Block::Backward, inner),
             d_inner: packer.take(Block::FromI, 2 * inner),
         })
@@ -46,12 +46,23 @@ impl Mlp {
 
     /// `y = down(silu(gate(x)) · up(x))`, or with `add` `y +=` that. `x` is complete.
     pub fn forward(&self, context: &Context, x: &Input, y: Slice<Bf16>, add: bool) -> Result<()> {
+        self.again(context, x)?;
+        self.down.forward(context, &self.active, Groups::one(context.tokens), y, add)
+    }
+
+    /// The same without the last product: what the backward reads.
+    pub fn again(&self, context: &Context, x: &Input) -> Result<()> {
+        let (inner, all) = (context.blocks.at(self.inner), Groups::one(context.tokens));
+        self.gate_up.forward(context, x, all, inner, false)?;
+        self.active_again(context)
+    }
+
+    /// What the last product reads, from what is between the products.
+    pub fn active_again(&self, context: &Context) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (inner, active, all) = (blocks.at(self.inner), self.active.values(blocks), Groups::one(context.tokens));
-        self.gate_up.forward(context, x, all, inner, false)?;
         swiglu::forward(stream, sms, inner, Slice::none(), active, self.down.inputs, Rows::exactly(context.tokens))?;
-        self.active.complete(context, all)?;
-        self.down.forward(context, &self.active, all, y, add)
+        self.active.complete(context, all)
     }
 
     /// From the gradient of `y` to that of `x`.

@@ -12,12 +12,16 @@ mod latent;
 mod layer;
 mod mlp;
 mod multi_head;
+mod passage;
 mod product;
 
 pub use ends::{EmbeddingUnit, HeadUnit};
 pub use layer::LayerUnit;
 
+use std::ops::Range;
+
 use super::blocks::{Blocks, Packer};
+use super::forms::{Forms, Ways};
 use super::store::{Matrix, Store};
 use crate::error::{Error, Result};
 use crate::ir::Unit;
@@ -50,6 +54,16 @@ pub struct Exchange<'a> {
     pub member: &'a mut Member,
     /// Says when to give up.
     pub watch: &'a Watch,
+    /// One GPU has all experts: dispatch and combine are part of their MLP.
+    pub alone: bool,
+}
+
+/// Parts of a layer's tokens that an op works on.
+pub struct Parts<'a> {
+    /// Their numbers.
+    pub range: Range<usize>,
+    /// By part, how rows travel in the op's phase; those that are not there as the job says.
+    pub ways: &'a [Ways],
 }
 
 /// A unit of a stage on one GPU: its parameters, and where its values lie.
@@ -59,7 +73,7 @@ pub enum UnitOps {
     /// A decoder layer.
     Layer(Box<LayerUnit>),
     /// The output head.
-    Head(HeadUnit),
+    Head(Box<HeadUnit>),
 }
 
 /// The sizes that places depend on.
@@ -73,23 +87,36 @@ pub struct Sizes {
     pub local_experts: usize,
     /// First of them.
     pub first_expert: u32,
+    /// GPUs that share the experts.
+    pub places: usize,
+    /// All of them, and those of a token.
+    pub experts: usize,
+    /// See [`Self::experts`].
+    pub top_k: usize,
 }
 
 impl UnitOps {
-    /// A unit whose parameters are in `store`. `first`: of the stage, so that its input comes as a message.
+    /// A unit, of this number in its stage, whose parameters are in `store`.
     ///
     /// # Errors
     /// If the model has something that this runtime has not.
-    pub fn new(shape: &Shape, unit: Unit, sizes: Sizes, store: &mut Store, packer: &mut Packer) -> Result<Self> {
-        packer.next_unit();
+    pub fn new(
+        shape: &Shape,
+        (unit, number): (Unit, usize),
+        (sizes, forms): (Sizes, &Forms),
+        store: &mut Store,
+        packer: &mut Packer,
+    ) -> Result<Self> {
+        packer.next_unit(number);
         let name = unit::name(unit);
         Ok(match unit {
             Unit::Embedding => Self::Embedding(EmbeddingUnit::new(shape, &name, sizes, store, packer)?),
-            Unit::Dense(number) | Unit::Moe(number) => {
-                let layer = LayerUnit::new(shape, (&name, number, shape.has_experts(unit)), sizes, store, packer)?;
+            Unit::Dense(layer) | Unit::Moe(layer) => {
+                let of = (&*name, layer, shape.has_experts(unit));
+                let layer = LayerUnit::new(shape, of, (sizes, forms, number), store, packer)?;
                 Self::Layer(Box::new(layer))
             }
-            Unit::Head => Self::Head(HeadUnit::new(shape, &name, sizes, store, packer)?),
+            Unit::Head => Self::Head(Box::new(HeadUnit::new(shape, &name, sizes, store, packer)?)),
             Unit::Mtp(_) => return Err(absent("multi-token prediction")),
         })
     }

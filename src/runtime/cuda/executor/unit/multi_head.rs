@@ -94,7 +94,7 @@ impl MultiHead {
             output: Product::of_tokens(out, &of("output.weight"), tokens, store, packer)?,
             output_bias: store.vector_if_any(&of("output.bias")),
             qkv_values: packer.take(Block::UntilI, tokens * all),
-            o: Input::new(packer, Some(out), (tokens, heads * width), Block::UntilI),
+            o: Input::new(packer, Some(out), (tokens, heads * width), Block::UntilI, false),
             log_sums: packer.take(Block::UntilI, tokens * heads),
             d_qkv: packer.take(Block::FromI, tokens * all),
             d_o: packer.take(Block::Backward, tokens * heads * width),

@@ -5,7 +5,7 @@
 //! Dense products in FP8 are cuBLASLt's where it takes their shape, and otherwise those for experts with one expert.
 
 use super::{Context, absent};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::model::Dtype;
 use crate::runtime::cuda::executor::blocks::{Block, Blocks, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Matrix, Store};
@@ -18,17 +18,30 @@ use crate::runtime::host::precision::ProductFormats;
 
 /// Where an FP8 matrix with scales of 1 × 128 lies.
 #[derive(Clone, Copy)]
-struct Tiles {
+pub struct Tiles {
     values: Spot<Fp8>,
     scales: Spot<f32>,
 }
 
 impl Tiles {
-    fn take(packer: &mut Packer, block: Block, rows: usize, depth: usize) -> Self {
+    /// See [`Packer::take`].
+    pub fn take(packer: &mut Packer, block: Block, rows: usize, depth: usize) -> Self {
         Self { values: packer.take(block, rows * depth), scales: packer.take(block, tile_scales(rows, depth)) }
     }
 
-    fn at(self, blocks: &Blocks) -> Tiled {
+    /// See [`Packer::take_if`].
+    fn take_if(again: bool, packer: &mut Packer, block: Block, (rows, depth): (usize, usize)) -> Self {
+        let scales = tile_scales(rows, depth);
+        Self { values: packer.take_if(again, block, rows * depth), scales: packer.take_if(again, block, scales) }
+    }
+
+    /// See [`Packer::take_once`].
+    pub fn take_once(packer: &mut Packer, block: Block, rows: usize, depth: usize) -> Self {
+        Self::take_if(false, packer, block, (rows, depth))
+    }
+
+    /// Where they are.
+    pub fn at(self, blocks: &Blocks) -> Tiled {
         Tiled { values: blocks.at(self.values), scales: blocks.at(self.scales) }
     }
 }
@@ -42,18 +55,32 @@ pub struct Input {
 }
 
 impl Input {
-    /// `formats`: of the products that read it, if any do. `kept`: where its values in bf16 are, if those products are in FP8.
+    /// `formats`: of the products that read it, if any do. `kept`: where its values in bf16 are, if those products are in FP8; `again`: it is
+    /// computed again in the backward.
     pub fn new(
         packer: &mut Packer,
         formats: Option<ProductFormats>,
         (rows, width): (usize, usize),
         kept: Block,
+        again: bool,
     ) -> Self {
+        let again = again || packer.recompute().layer;
         let Some(formats) = formats.filter(in_fp8) else {
-            return Self { values: packer.take(Block::UntilW, rows * width), fp8: None, width };
+            return Self { values: packer.take_if(again, Block::UntilW, rows * width), fp8: None, width };
         };
+        let tiles = Tiles::take_if(again, packer, Block::UntilW, (rows, width));
+        Self { values: packer.take_if(again, kept, rows * width), fp8: Some((tiles, formats.activations)), width }
+    }
+
+    /// What always comes as products in FP8 read it.
+    pub fn arriving(packer: &mut Packer, formats: ProductFormats, (rows, width): (usize, usize)) -> Self {
         let tiles = Tiles::take(packer, Block::UntilW, rows, width);
-        Self { values: packer.take(kept, rows * width), fp8: Some((tiles, formats.activations)), width }
+        Self { values: packer.take_once(Block::Forward, 0), fp8: Some((tiles, formats.activations)), width }
+    }
+
+    /// In FP8, if products read it so.
+    pub fn tiles(&self, blocks: &Blocks) -> Option<Tiled> {
+        self.fp8.map(|(tiles, _)| tiles.at(blocks))
     }
 
     /// In bf16.
@@ -66,6 +93,21 @@ impl Input {
         let Some((tiles, scale)) = self.fp8 else { return Ok(()) };
         let &Context { stream, sms, blocks, .. } = context;
         quantise::rows(stream, sms, self.values(blocks), tiles.at(blocks), self.width, groups.rows(), scale)
+    }
+}
+
+/// The gradient of what a product makes: rows × outputs.
+#[derive(Clone, Copy)]
+pub enum Gradient {
+    /// In bf16. Products in FP8 quantise it.
+    Values(Slice<Bf16>),
+    /// As products in FP8 read it.
+    Quantised(Tiled),
+}
+
+impl From<Slice<Bf16>> for Gradient {
+    fn from(values: Slice<Bf16>) -> Self {
+        Self::Values(values)
     }
 }
 
@@ -95,8 +137,14 @@ struct InFp8 {
     dyt: Tiles,
 }
 
-fn in_fp8(formats: &ProductFormats) -> bool {
+/// Whether a product reads FP8.
+pub fn in_fp8(formats: &ProductFormats) -> bool {
     formats.inputs == Some(Dtype::Fp8)
+}
+
+/// Cannot be: only products in FP8 are given gradients in FP8.
+fn in_bf16() -> Error {
+    Error::new("a product in bf16 has a gradient in FP8")
 }
 
 impl Product {
@@ -114,18 +162,18 @@ impl Product {
         let matrix = store.matrix(name)?;
         let Matrix { outputs, inputs, values, .. } = matrix;
         let values = Experts { first: values, stride: values.len(), count: 1 };
-        let fp8 = InFp8::new(formats, values, (inputs, outputs), (tokens, None), store, packer)?;
+        let fp8 = InFp8::new(formats, values, (inputs, outputs), (tokens, None, tokens), store, packer)?;
         Ok(Self { outputs, inputs, of: Of::Tokens(matrix), fp8 })
     }
 
-    /// Of experts, by name; `capacity`: rows that they have at most.
+    /// Of experts, by name; `capacity`: rows that they have at most. `comes`: the gradient of what it makes comes in FP8, if it is in FP8.
     ///
     /// # Errors
     /// As [`Self::of_tokens`].
     pub fn of_experts(
         formats: ProductFormats,
         names: &[String],
-        capacity: usize,
+        (capacity, comes): (usize, bool),
         store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Self> {
@@ -134,7 +182,8 @@ impl Product {
         let Matrix { outputs, inputs, .. } = store.matrix(&names[0])?;
         let values = Experts { first: store.copy().part(range.clone()), stride, count };
         let gradients = Experts { first: store.gradients().part(range), stride, count };
-        let fp8 = InFp8::new(formats, values, (inputs, outputs), (capacity, Some(count)), store, packer)?;
+        let quantised = if comes { 0 } else { capacity };
+        let fp8 = InFp8::new(formats, values, (inputs, outputs), (capacity, Some(count), quantised), store, packer)?;
         Ok(Self { outputs, inputs, of: Of::Experts { values, gradients }, fp8 })
     }
 
@@ -159,13 +208,15 @@ impl Product {
     pub fn input_gradient(
         &self,
         context: &Context,
-        dy: Slice<Bf16>,
+        dy: impl Into<Gradient>,
         groups: Groups,
         dx: Slice<Bf16>,
         add: bool,
     ) -> Result<()> {
         let &Context { stream, sms, blocks, products, .. } = context;
+        let dy = dy.into();
         let Some(fp8) = &self.fp8 else {
+            let Gradient::Values(dy) = dy else { return Err(in_bf16()) };
             return match &self.of {
                 Of::Tokens(matrix) => context.product_input(dy, *matrix, dx, add),
                 Of::Experts { values, .. } => {
@@ -173,8 +224,14 @@ impl Product {
                 }
             };
         };
-        let read = fp8.dy.at(blocks);
-        quantise::rows(stream, sms, dy, read, self.outputs, groups.rows(), fp8.formats.output_gradients)?;
+        let read = match dy {
+            Gradient::Quantised(dy) => dy,
+            Gradient::Values(dy) => {
+                let read = fp8.dy.at(blocks);
+                quantise::rows(stream, sms, dy, read, self.outputs, groups.rows(), fp8.formats.output_gradients)?;
+                read
+            }
+        };
         match &self.of {
             Of::Tokens(_) if products.takes_fp8(groups.most) => {
                 let shape = (groups.most, self.inputs, self.outputs);
@@ -185,10 +242,12 @@ impl Product {
     }
 
     /// `dW += dyᵀ x`.
-    pub fn accumulate(&self, context: &Context, x: &Input, dy: Slice<Bf16>, groups: Groups) -> Result<()> {
+    pub fn accumulate(&self, context: &Context, x: &Input, dy: impl Into<Gradient>, groups: Groups) -> Result<()> {
         let &Context { stream, sms, blocks, products, .. } = context;
         let shape = (self.inputs, self.outputs);
+        let dy = dy.into();
         let Some((fp8, (kept, scale))) = self.fp8.as_ref().zip(x.fp8) else {
+            let Gradient::Values(dy) = dy else { return Err(in_bf16()) };
             return match &self.of {
                 Of::Tokens(matrix) => context.product_weight(x.values(blocks), dy, *matrix),
                 Of::Experts { gradients, .. } => {
@@ -199,7 +258,11 @@ impl Product {
         let (xt, dyt) = (fp8.xt.at(blocks), fp8.dyt.at(blocks));
         quantise::columns(stream, sms, Source::Quantised(kept.at(blocks)), xt, self.inputs, groups, scale)?;
         let gradients = fp8.formats.output_gradients;
-        quantise::columns(stream, sms, Source::Values(dy), dyt, self.outputs, groups, gradients)?;
+        let dy = match dy {
+            Gradient::Values(dy) => Source::Values(dy),
+            Gradient::Quantised(dy) => Source::Quantised(dy),
+        };
+        quantise::columns(stream, sms, dy, dyt, self.outputs, groups, gradients)?;
         match &self.of {
             Of::Tokens(matrix) if products.takes_fp8(groups.most) && groups.columns() == groups.most => {
                 let shape = (groups.most, self.inputs, self.outputs);
@@ -217,12 +280,12 @@ impl Product {
 }
 
 impl InFp8 {
-    /// None in bf16. `rows`: at most, and of how many experts, if they are of experts.
+    /// None in bf16. `rows`: at most, of how many experts, if they are of experts, and of how many the gradient is quantised here.
     fn new(
         formats: ProductFormats,
         values: Experts<Bf16>,
         (inputs, outputs): (usize, usize),
-        (rows, experts): (usize, Option<usize>),
+        (rows, experts, quantised): (usize, Option<usize>, usize),
         store: &mut Store,
         packer: &mut Packer,
     ) -> Result<Option<Self>> {
@@ -237,7 +300,7 @@ impl InFp8 {
         Ok(Some(Self {
             weights,
             formats,
-            dy: Tiles::take(packer, Block::Backward, rows, outputs),
+            dy: Tiles::take(packer, Block::Backward, quantised, outputs),
             xt: Tiles::take(packer, Block::Weights, inputs, columns),
             dyt: Tiles::take(packer, Block::Weights, outputs, columns),
         }))
