@@ -256,7 +256,7 @@ fn gpus_are_asked_for_where_there_are_none() {
     assert_eq!(doctor.status.code(), Some(i32::from(!can_run)));
     let names: Vec<&str> =
         found["libraries"].as_array().expect("a list").iter().filter_map(|l| l["name"].as_str()).collect();
-    assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt"]);
+    assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt", "libnccl"]);
 
     let folder = folder_with_plan(&[]);
     let refused = |flags: &[&str]| refusal(folder.path(), flags);
@@ -266,4 +266,70 @@ fn gpus_are_asked_for_where_there_are_none() {
         let text = refused(&["--backend", "cuda"]);
         assert!(text.contains("no lib") && text.contains("the loader was asked for lib"), "{text}");
     }
+}
+
+/// A process of several, as torchrun would start it.
+fn process(folder: &Path, set: &[(&str, &str)], flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dualweave"));
+    command.current_dir(folder).args(["run", "plan.ron", "--backend", "cuda"]).args(flags);
+    command.env("MASTER_ADDR", "127.0.0.1").envs(set.iter().copied());
+    command
+}
+
+#[test]
+fn what_a_launcher_says_is_checked() {
+    let folder = folder_with_plan(&[]);
+    let said = |set: &[(&str, &str)], flags: &[&str]| {
+        let output = process(folder.path(), set, flags).output().expect("the command starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{set:?}: {text}");
+        text.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ")
+    };
+    let seat = |rank, world| [("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", "0"), ("MASTER_PORT", "29511")];
+    let cases = [
+        (seat("x", "4"), [].as_slice(), "RANK is `x`"),
+        (seat("4", "4"), &[], "RANK is 4, but WORLD_SIZE says that there are 4"),
+        (seat("0", "3"), &[], "WORLD_SIZE is 3, but the plan has 4 GPUs (2 ranks × 2 replicas), for a process each"),
+        (seat("0", "4"), &["--gpus", "1"], "no choice for `--gpus`"),
+        (seat("2", "4"), &["--time-out", "1"], "process 2 cannot reach process 0 at 127.0.0.1:29511 within 1 s"),
+        (seat("0", "4"), &["--time-out", "1"], "processes 1, 2, 3 of 4 did not come to 127.0.0.1:29511 within 1 s"),
+    ];
+    for (set, flags, expected) in cases {
+        let text = said(&set, flags);
+        assert!(text.contains(expected), "{set:?}: `{text}` does not say `{expected}`");
+    }
+    assert!(said(&[("WORLD_SIZE", "4")], &[]).contains("WORLD_SIZE is set, but RANK is not"));
+}
+
+/// Whatever keeps one of them from running (without a GPU the driver is missing; with one, the plan has an MTP module) ends all, and
+/// each says what.
+#[test]
+fn processes_end_as_one() {
+    let folder = folder_with_plan(&[]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    drop(listener);
+    let start = |rank: usize, flags: &[&str]| {
+        let rank = rank.to_string();
+        let set = [("RANK", &*rank), ("WORLD_SIZE", "4"), ("LOCAL_RANK", &*rank), ("MASTER_PORT", &*port)];
+        let mut command = process(folder.path(), &set, flags);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().expect("it starts")
+    };
+    let ends = |flags: [&[&str]; 4]| -> Vec<String> {
+        let started: Vec<_> = flags.into_iter().enumerate().map(|(rank, flags)| start(rank, flags)).collect();
+        let end = |child: std::process::Child| {
+            let output = child.wait_with_output().expect("it ends");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{text}");
+            text.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ")
+        };
+        started.into_iter().map(end).collect()
+    };
+    let said = ends([&[], &[], &[], &[]]);
+    // One of them says what is wrong with itself, the others which one it is.
+    assert!(said.iter().filter(|text| text.contains("process ")).count() >= 3, "{said:?}");
+    let said = ends([&[], &[], &["--seed", "3"], &[]]);
+    let named =
+        said.iter().all(|text| text.contains("process 2 (rank 1, replica 0; host ") && text.contains("has the seed 3"));
+    assert!(named, "{said:?}");
 }

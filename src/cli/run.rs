@@ -38,7 +38,8 @@ const LARGEST_RATE: f64 = 1.0;
 pub struct Args {
     /// The plan, as `dualweave compile` writes it.
     plan: PathBuf,
-    /// What runs it: `host` is this computer's CPU, one thread for each GPU of the plan; `cuda` its GPUs.
+    /// What runs it: `host` is this computer's CPU, one thread for each GPU of the plan; `cuda` its GPUs, or those of several computers, where
+    /// torchrun or srun starts a process for each GPU of the plan.
     #[arg(long, value_enum, default_value_t = Backend::Host)]
     backend: Backend,
     /// Steps to take.
@@ -81,7 +82,7 @@ pub struct Args {
     /// GPUs to use, the first ones; ranks share them if they are more. By default all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = CUDA)]
     gpus: Option<u32>,
-    /// Seconds that a rank may take for an item of the plan until the run is given up.
+    /// Seconds that a rank may take for an item of the plan, or a process to come where others wait, until the run is given up.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..), help_heading = CUDA)]
     time_out: u64,
     /// Write when everything ran in the last step, for ui.perfetto.dev.

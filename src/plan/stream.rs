@@ -1,9 +1,11 @@
 //! Which stream of its rank an item runs on.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Item, Task};
 
 /// A stream of a rank. Items of one stream run one after the other, in list order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum StreamId {
     /// Chunk programs (whose exchanges run on a second stream, inside) and the optimizer.
     Compute,

@@ -25,7 +25,7 @@ pub fn percent(part: f64, whole: f64) -> String {
 pub fn count(number: u64, noun: &str) -> String {
     let plural = match number {
         1 => "",
-        _ if noun.ends_with("ch") => "es",
+        _ if noun.ends_with("ch") || noun.ends_with("ss") => "es",
         _ => "s",
     };
     format!("{} {noun}{plural}", grouped(number))

@@ -4,10 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dualweave::runtime::cuda::exchange::{Member, Routed, group, most_rows};
+use dualweave::runtime::cuda::exchange::{Member, Routed, group, member, most_rows};
+use dualweave::runtime::cuda::nccl::{Communicator, unique_id};
 use dualweave::runtime::cuda::ops::exchange::{Returned, sum};
+use dualweave::runtime::cuda::stream::Priority;
 use dualweave::runtime::cuda::watch::Watch;
-use dualweave::runtime::cuda::{Bf16, Device, Element, Event, Slice, device};
+use dualweave::runtime::cuda::{Bf16, Device, Element, Event, Slice, Stream, device};
 
 use crate::gpu::{BF16, Gpu, Random, assert_close, gpu};
 
@@ -143,6 +145,7 @@ pub fn routed(
 ) -> Routed {
     let entries = tokens.start * case.top_k..tokens.end * case.top_k;
     Routed {
+        first: tokens.start,
         experts: gpu.given(&experts[entries.clone()]),
         weights: weights.part(entries.clone()),
         rows: gpu.poisoned(entries.len()),
@@ -225,8 +228,8 @@ pub fn assert_same<E: Element + PartialEq + std::fmt::Debug>(what: &str, results
 
 const POISON: Bf16 = Bf16(0xffff);
 
-/// Checks all that has arrived in a layer, at all places.
-fn check(case: &Case, gpus: &[Gpu], layers: &[&Layer]) {
+/// Checks all that has arrived in a layer, at all places. `packed`: between processes rows have numbers of their own.
+fn check(case: &Case, gpus: &[Gpu], layers: &[&Layer], packed: bool) {
     let Case { tokens, top_k, hidden, places, .. } = *case;
     let experts: Vec<Vec<u32>> = layers.iter().map(|layer| layer.experts.clone()).collect();
     let of = |all: &[Bf16], row: usize| all[row * hidden..(row + 1) * hidden].to_vec();
@@ -244,15 +247,18 @@ fn check(case: &Case, gpus: &[Gpu], layers: &[&Layer]) {
             let mut sources = vec![u32::MAX; capacity];
             let mut weights = vec![u32::MAX; capacity];
             let (mut arrived, mut d_arrived) = (vec![POISON; capacity * hidden], vec![POISON; capacity * hidden]);
+            let mut from_there = vec![0; places];
             for (row, &[source, token, slot]) in rows.iter().enumerate() {
                 let (from, entry) = (layers[source], token * top_k + slot);
+                let number = from_there[source];
+                from_there[source] += 1;
                 let here = row * hidden..(row + 1) * hidden;
                 let there = entry * hidden..(entry + 1) * hidden;
-                sources[row] = (source * entries + entry) as u32;
+                sources[row] = (source * entries + if packed { number } else { entry }) as u32;
                 weights[row] = from.weights.host[entry].to_bits();
                 arrived[here.clone()].copy_from_slice(&of(&from.x.host, token));
                 d_arrived[here].copy_from_slice(&of(&from.dy.host, token));
-                found[source][entry - range.start * top_k] = row as u32;
+                found[source][entry - range.start * top_k] = if packed { number } else { row } as u32;
                 returned[source][there.clone()].copy_from_slice(&of(&part.y.host, row));
                 d_returned[source][there].copy_from_slice(&of(&part.dx.host, row));
                 d_weights[source][entry] = part.d_row_weights.host[row];
@@ -289,10 +295,28 @@ pub fn members(gpus: &[Gpu], case: &Case) -> Vec<Member> {
     group(&devices, case.experts, case.tokens, case.top_k).expect("a group")
 }
 
-/// Each place a thread, as ranks are.
-fn exchanges(devices: &[Arc<Device>], case: Case) {
+/// The places of several processes, in one: each on a GPU of its own.
+fn members_of_processes(gpus: &[Gpu], case: &Case) -> Vec<Member> {
+    let id = unique_id().expect("NCCL");
+    let others = |place: usize| (0..case.places).filter(|&other| other != place).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let make = move |(place, gpu): (usize, &Gpu)| {
+            let watch = Watch::new(PATIENCE);
+            let made = Communicator::new(&gpu.device, id, (place, case.places), 8, "rows".to_owned(), &watch);
+            let mut communicator = made.expect("a communicator");
+            let (stream, others) = (Stream::new(&gpu.device, Priority::Low).expect("a stream"), others(place));
+            communicator.connect(&stream, (&others, &others), true, &watch).expect("connections");
+            member(communicator, case.experts, case.tokens, case.top_k, case.hidden).expect("a member")
+        };
+        let threads = gpus.iter().enumerate().map(|of| scope.spawn(move || make(of)));
+        threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().expect("a member")).collect()
+    })
+}
+
+/// Each place a thread, as ranks are; or as processes are.
+fn exchanges(devices: &[Arc<Device>], case: Case, processes: bool) {
     let mut gpus = gpus(devices, case.places);
-    let mut members = members(&gpus, &case);
+    let mut members = if processes { members_of_processes(&gpus, &case) } else { members(&gpus, &case) };
     let mut random = Random::new(case.tokens as u64);
     let choices = [Choice::Evenly, Choice::OneHot, Choice::HalfEmpty];
     let layers: Vec<Vec<Layer>> = gpus
@@ -305,7 +329,7 @@ fn exchanges(devices: &[Arc<Device>], case: Case) {
         }
     });
     for layer in 0..choices.len() {
-        check(&case, &gpus, &layers.iter().map(|layers| &layers[layer]).collect::<Vec<_>>());
+        check(&case, &gpus, &layers.iter().map(|layers| &layers[layer]).collect::<Vec<_>>(), processes);
     }
 }
 
@@ -324,7 +348,7 @@ pub const CASES: [Case; 9] = [
 #[test]
 fn rows_arrive_where_they_belong_on_one_gpu() {
     let Some(gpu) = gpu() else { return };
-    CASES.into_iter().for_each(|case| exchanges(&[Arc::clone(&gpu.device)], case));
+    CASES.into_iter().for_each(|case| exchanges(&[Arc::clone(&gpu.device)], case, false));
 }
 
 #[test]
@@ -335,7 +359,19 @@ fn rows_arrive_where_they_belong_on_two_gpus() {
         return;
     }
     let devices = [Arc::clone(&gpu.device), Device::open(1).expect("a second GPU")];
-    CASES.into_iter().filter(|case| case.places > 1).for_each(|case| exchanges(&devices, case));
+    CASES.into_iter().filter(|case| case.places > 1).for_each(|case| exchanges(&devices, case, false));
+}
+
+/// As between processes: by NCCL, for which each place needs a GPU of its own.
+#[test]
+fn rows_arrive_where_they_belong_by_nccl() {
+    let Some(gpu) = gpu() else { return };
+    if device::count().is_ok_and(|count| count < 2) {
+        eprintln!("skipped: one GPU");
+        return;
+    }
+    let devices = [Arc::clone(&gpu.device), Device::open(1).expect("a second GPU")];
+    CASES.into_iter().filter(|case| case.places == 2).for_each(|case| exchanges(&devices, case, true));
 }
 
 /// With too little room nothing is written outside of it, the rows that have room are right, and the next exchange is.
@@ -402,7 +438,7 @@ fn rows_without_room_are_counted_and_left_out() {
             scope.spawn(move || run(gpu, case, member, std::slice::from_ref(layer), Random::new(1)));
         }
     });
-    check(&case, &gpus, &layers.iter().collect::<Vec<_>>());
+    check(&case, &gpus, &layers.iter().collect::<Vec<_>>(), false);
 }
 
 /// A member whose partner never comes gives up, and says so.

@@ -43,7 +43,7 @@ fn sends_meet_receives_in_order() {
             here.stream.synchronize().expect("sent all");
         });
         scope.spawn(|| {
-            LENGTHS.iter().for_each(|_| receiver.receive(&there.stream, watch).expect("received"));
+            received.iter().for_each(|into| receiver.receive(&there.stream, *into, watch).expect("received"));
             there.stream.synchronize().expect("received all");
         });
     });

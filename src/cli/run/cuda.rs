@@ -1,20 +1,23 @@
-//! `dualweave run --backend cuda`.
+//! `dualweave run --backend cuda`: all ranks in this process, or, where a launcher says so, one in each of several.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Args, Backend, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
 use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::runtime::cluster::{self, Cluster, Launcher, Seat};
 use crate::runtime::cuda::executor::{Executor, Options, Span};
 use crate::runtime::cuda::inventory;
+use crate::runtime::cuda::nccl::end_process;
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::executor::{Executor as HostExecutor, Order};
 use crate::runtime::host::reference::Step;
 use crate::runtime::host::text::Text;
-use crate::runtime::world::Gpu;
+use crate::runtime::world::{Gpu, World};
 use crate::sim;
 use crate::view::numbers::{count, grouped};
 use crate::view::perfetto;
@@ -22,6 +25,9 @@ use crate::view::perfetto;
 /// How far a loss may be from that of the host in the same formats, as a part of it. Both round to bf16 in every layer, but add up in
 /// another order, so steps drift apart; see `docs/gpu.md` for what was measured.
 const LOSS_TOLERANCE: f64 = 5e-3;
+
+/// How long the thread that trains may take to end after another process has failed.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Trains on GPUs. With `--check`, losses that differ from the host's are the verdict `No`.
 pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
@@ -32,10 +38,18 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
     if args.checkpoint.is_some() {
         return Err(Error::new("the CUDA runtime keeps no checkpoints yet").help("`--backend host` does"));
     }
-    // SAFETY: no other thread has been started: this runs on the main thread, before the first bar or rank.
-    #[allow(unsafe_code)] // a variable of the environment, which CUDA reads when it is first called
+    let seat = cluster::seat(|name| std::env::var(name).ok())?;
+    if seat.is_some() && args.gpus.is_some() {
+        return Err(Error::new("each process has one GPU, so there is no choice for `--gpus`")
+            .help("start as many processes as the plan has ranks; CUDA_VISIBLE_DEVICES says which GPUs they see"));
+    }
+    // SAFETY: no other thread has been started: this runs on the main thread, before the first bar, process or rank.
+    #[allow(unsafe_code)] // variables of the environment, which CUDA reads when it is first called
     unsafe {
         inventory::ask_for_connections();
+        if seat.is_some() {
+            inventory::ask_for_loading();
+        }
     }
     let shape = Shape::of_plan(&plan);
     let text = match &args.data {
@@ -43,16 +57,90 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         None => Text::genesis(&shape)?,
     };
     let optimizer = AdamW { learning_rate: args.rate()?, ..AdamW::default() };
+    let run = Run { args, plan, shape, text, optimizer };
+    match seat {
+        None => train(run, None),
+        Some(seat) => in_processes(run, seat),
+    }
+}
+
+/// What is run.
+struct Run<'a> {
+    args: &'a Args,
+    plan: Plan,
+    shape: Shape,
+    text: Text,
+    optimizer: AdamW,
+}
+
+/// Trains with a rank in each process. Whoever fails tells the others, and so every process ends with an error that says who has failed.
+fn in_processes(run: Run, seat: Seat) -> Result<Verdict> {
+    let Run { args, plan, text, optimizer, .. } = &run;
+    let world = World::new(plan);
+    if seat.processes as usize != world.count() {
+        let (variable, given) = match seat.launcher {
+            Launcher::Torchrun => ("WORLD_SIZE", "`--nnodes` times `--nproc-per-node`"),
+            Launcher::Slurm => ("SLURM_NTASKS", "`--ntasks`"),
+        };
+        return Err(Error::new(format!(
+            "{variable} is {}, but the plan has {} GPUs ({} ranks × {} replicas), for a process each",
+            seat.processes,
+            world.count(),
+            world.ranks,
+            world.replicas
+        ))
+        .help(format!("start {} processes ({given})", world.count())));
+    }
+    let name = world.gpus().nth(seat.process as usize).map_or_else(String::new, |gpu| gpu.to_string());
+    let terms = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("plan", plan.digest.clone()),
+        ("text", text.digest()),
+        ("seed", args.seed.unwrap_or_default().to_string()),
+        ("steps", args.steps.to_string()),
+        ("learning rate", optimizer.learning_rate.most.to_string()),
+        ("warm-up", optimizer.learning_rate.warm_up.to_string()),
+        ("decay", optimizer.learning_rate.decayed.map_or_else(|| "none".to_owned(), |step| step.to_string())),
+        ("trace", if args.trace.is_some() { "wanted" } else { "not wanted" }.to_owned()),
+    ];
+    let terms = terms.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let cluster = Arc::new(Cluster::join(seat, name, terms, Duration::from_secs(args.time_out))?);
+    // The thread that trains may hear of a failure late: while it computes on the host, or in a call that does not return.
+    let ending = Arc::new(Mutex::new(()));
+    let other = Arc::clone(&ending);
+    cluster.watch_over(GRACE, move |error| end(&other, error));
+    let trained = train(run, Some(&cluster));
+    match trained.and_then(|verdict| cluster.leave().map(|()| verdict)) {
+        Ok(verdict) => Ok(verdict),
+        Err(error) => end(&ending, cluster.fail(error)),
+    }
+}
+
+/// Ends this process with an error. Whoever comes first says it.
+fn end(ending: &Mutex<()>, error: Error) -> ! {
+    let _first = ending.lock().unwrap_or_else(PoisonError::into_inner);
+    output::report(error);
+    end_process(2)
+}
+
+/// Trains; with several processes, number 0 says how it goes.
+fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
+    let Run { args, plan, shape, text, optimizer } = run;
+    let speaks = cluster.is_none_or(|cluster| cluster.seat().process == 0);
     let seed = args.seed.unwrap_or_default();
-    let options = Options { gpus: args.gpus.map(|gpus| gpus as usize), time_out: Duration::from_secs(args.time_out) };
+    let options = Options {
+        gpus: args.gpus.map(|gpus| gpus as usize),
+        time_out: Duration::from_secs(args.time_out),
+        cluster: cluster.map(Arc::clone),
+    };
     let mut executor = Executor::new(plan.clone(), shape.clone(), optimizer, seed, &options)?;
-    let mut host = match args.check {
+    let mut host = match args.check && speaks {
         true => Some(HostExecutor::<f32>::new(plan, shape.clone(), optimizer, seed)?),
         false => None,
     };
 
-    let bar = progress_bar(args.steps, args.json);
-    if !args.json {
+    let bar = progress_bar(args.steps, args.json || !speaks);
+    if !args.json && speaks {
         print_line(&bar, &heading(&shape, false))?;
     }
     let (mut taken, mut time, mut worst) = (Vec::new(), Duration::ZERO, 0.0f64);
@@ -63,20 +151,20 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         let step = executor.step(&data, traced)?;
         let seconds = start.elapsed();
         time += seconds;
-        if let Some(path) = args.trace.as_ref().filter(|_| traced) {
+        if let Some(path) = args.trace.as_ref().filter(|_| traced && speaks) {
             write_trace(path, executor.plan(), &step.spans)?;
         }
         let Step { losses, gradient_norm } = step.step;
-        let mut text = line(number + 1, &Step { losses: losses.clone(), gradient_norm }, None);
+        let mut said = line(number + 1, &Step { losses: losses.clone(), gradient_norm }, None);
         if let Some(host) = &mut host {
             let expected = host.step(&data, Order::List)?;
             let apart = (losses[0] - expected.losses[0]).abs() / expected.losses[0];
             // NaN is apart, and stays so.
             worst = if apart <= worst || worst.is_nan() { worst } else { apart };
-            text += &format!("  host {:>8.4} {:>9.4}", expected.losses[0], expected.gradient_norm);
+            said += &format!("  host {:>8.4} {:>9.4}", expected.losses[0], expected.gradient_norm);
         }
-        if !args.json {
-            print_line(&bar, &text)?;
+        if !args.json && speaks {
+            print_line(&bar, &said)?;
         }
         taken.push(Taken { step: number + 1, losses, gradient_norm, seconds: seconds.as_secs_f64(), difference: None });
         bar.inc(1);
@@ -84,6 +172,9 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
     bar.finish_and_clear();
 
     let same = worst <= LOSS_TOLERANCE;
+    if !speaks {
+        return Ok(Verdict::Yes);
+    }
     let plan = executor.plan();
     let rate = plan.origin.tokens_per_step as f64 * f64::from(args.steps) / time.as_secs_f64();
     if args.json {
@@ -105,7 +196,7 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         output::note(format!(
             "{} on {}: {} of {} tokens, {} tokens/s",
             plan.model.name,
-            spread(&executor),
+            spread(&executor, cluster.map(|cluster| &**cluster)),
             count(u64::from(args.steps), "step"),
             grouped(plan.origin.tokens_per_step),
             grouped(rate.round() as u64)
@@ -114,8 +205,8 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
     Ok(if same { Verdict::Yes } else { Verdict::No })
 }
 
-/// Which GPUs have how many ranks, and how much memory these take.
-fn spread(executor: &Executor) -> String {
+/// Which GPUs have how many ranks, and how much memory these take; of several processes, that of this one.
+fn spread(executor: &Executor, cluster: Option<&Cluster>) -> String {
     let mut gpus: Vec<(usize, String, u64, usize)> = Vec::new();
     for (_, device, bytes) in executor.places() {
         match gpus.iter_mut().find(|(ordinal, ..)| *ordinal == device.ordinal) {
@@ -127,7 +218,17 @@ fn spread(executor: &Executor) -> String {
         let mib = bytes as f64 / f64::from(1 << 20);
         format!("GPU {ordinal} ({name}: {}, {mib:.0} MiB)", count(ranks, "rank"))
     });
-    each.collect::<Vec<_>>().join(" and ")
+    let here = each.collect::<Vec<_>>().join(" and ");
+    match cluster {
+        None => here,
+        Some(cluster) => {
+            let mut hosts: Vec<&str> = cluster.all().iter().map(|who| who.host.as_str()).collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            let (processes, hosts) = (cluster.all().len() as u64, hosts.len() as u64);
+            format!("{} of {}, the first on {here}", count(processes, "process"), count(hosts, "host"))
+        }
+    }
 }
 
 fn write_trace(path: &Path, plan: &Plan, spans: &[(Gpu, Vec<Span>)]) -> Result<()> {

@@ -49,6 +49,7 @@ pub static SOURCES: &[Source] = sources![
     "reduce",
     "rope",
     "router",
+    "staging",
     "swiglu",
 ];
 

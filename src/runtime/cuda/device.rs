@@ -51,7 +51,7 @@ impl Device {
     /// # Errors
     /// If a library is missing, there is no such GPU, it is older than the kernels can be compiled for, or a kernel does not compile.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
-        Library::ALL.into_iter().try_for_each(Library::require)?;
+        Library::NEEDED.into_iter().try_for_each(Library::require)?;
         let there = count()?;
         if ordinal >= there {
             return Err(Error::new(format!("no GPU {ordinal}: this computer has {there}")));
@@ -109,6 +109,15 @@ impl Device {
     /// If the context is broken.
     pub fn bind(&self) -> Result<()> {
         driver("binding the GPU to a thread", self.context.bind_to_thread())
+    }
+
+    /// What tells this GPU from all others, on any host.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn uuid(&self) -> Result<[u8; 16]> {
+        let uuid = driver("asking for the GPU's identifier", result::device::get_uuid(self.context.cu_device()))?;
+        Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
     }
 
     /// Bytes of memory: free, and in all.

@@ -17,8 +17,11 @@
 //! Rows in FP8 ([`Member::dispatch_fp8`]) go the same ways, with their scales; [`packed`] has the exchanges that copy engines do.
 //!
 //! An end carries the number of its exchange: to one of another number nothing is written.
+//!
+//! All this is for GPUs of one process; `network` is the exchange between those of several.
 
 mod narrow;
+mod network;
 pub mod packed;
 
 pub use narrow::Arrived;
@@ -26,6 +29,7 @@ pub use narrow::Arrived;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::nccl::Communicator;
 use super::ops::Rows;
 use super::ops::exchange::{self as kernels, Back, Board, END, End, Scales, Spread};
 use super::ops::router::{MOST_CHOSEN, MOST_EXPERTS};
@@ -34,22 +38,33 @@ use super::stream::Priority;
 use super::watch::Watch;
 use super::{Bf16, Device, Element, Memory, Slice, Stream};
 use crate::error::{Error, Result};
+use network::Network;
 
 /// One place of a group. All members do the same exchanges in the same order, on parts of the same tokens.
 pub struct Member {
-    meeting: Meeting,
+    transport: Transport,
     board: Board,
     top_k: usize,
     tokens: usize,
-    /// Of all places: others write here, and this one to theirs, as long as any of them lives.
-    boards: Arc<Vec<Memory>>,
+    /// Of all places of this process: others write here, and this one to theirs, as long as any of them lives.
+    _boards: Arc<Vec<Memory>>,
     /// What of the others' memory copy engines write to.
     windows: Vec<packed::Window>,
+}
+
+/// How rows come to other places.
+enum Transport {
+    /// They are written there.
+    Memory(Meeting),
+    /// NCCL moves them.
+    Network(Box<Network>),
 }
 
 /// Where the rows of one layer of one part of a micro-batch go and come from. t: tokens of the part.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed {
+    /// Given: the first token of the part.
+    pub first: usize,
     /// Given: t × top-k, the experts of each token.
     pub experts: Slice<u32>,
     /// Given: t × top-k, their weights.
@@ -87,18 +102,7 @@ pub fn most_rows(places: usize, experts: usize, tokens: usize, top_k: usize) -> 
 /// # Errors
 /// If experts cannot be divided evenly, there are too many of them or of the tokens, or GPUs do not reach each other.
 pub fn group(devices: &[Arc<Device>], experts: usize, tokens: usize, top_k: usize) -> Result<Vec<Member>> {
-    let places = devices.len();
-    if places == 0 || !experts.is_multiple_of(places) || !(1..=MOST_EXPERTS).contains(&experts) {
-        return Err(Error::new(format!(
-            "{experts} experts on {places} GPUs: as many on each, and at most {MOST_EXPERTS}, can be exchanged with"
-        )));
-    }
-    if !(1..=MOST_CHOSEN).contains(&top_k) || u32::try_from(places * tokens * top_k).is_err() {
-        return Err(Error::new(format!(
-            "{places} × {tokens} tokens with {top_k} experts each are too many for an exchange"
-        )));
-    }
-    let layout = Layout { places, experts };
+    let layout = Layout::new(devices.len(), experts, tokens, top_k)?;
     let meetings = meeting(devices)?;
     let boards = devices.iter().map(|device| Memory::new(device, layout.bytes())).collect::<Result<Vec<_>>>()?;
     let boards = Arc::new(boards);
@@ -108,9 +112,33 @@ pub fn group(devices: &[Arc<Device>], experts: usize, tokens: usize, top_k: usiz
         let stream = Stream::new(device, Priority::Low)?;
         boards[board.place].all::<u8>().fill_bytes(&stream, 0)?;
         board.peers.write(&stream, &peers)?;
-        Ok(Member { meeting, board, top_k, tokens, boards: Arc::clone(&boards), windows: Vec::new() })
+        let (transport, _boards) = (Transport::Memory(meeting), Arc::clone(&boards));
+        Ok(Member { transport, board, top_k, tokens, _boards, windows: Vec::new() })
     };
     meetings.into_iter().zip(devices).map(member).collect()
+}
+
+/// The place of a GPU in a group whose other places are GPUs of other processes. `hidden`: values of a row.
+///
+/// # Errors
+/// As for [`group`].
+pub fn member(
+    communicator: Communicator,
+    experts: usize,
+    tokens: usize,
+    top_k: usize,
+    hidden: usize,
+) -> Result<Member> {
+    let (place, places) = (communicator.member(), communicator.members());
+    let layout = Layout::new(places, experts, tokens, top_k)?;
+    let stream = Stream::new(communicator.device(), Priority::Low)?;
+    let memory = Memory::new(communicator.device(), layout.bytes())?;
+    let board = network::board(&stream, layout, place, &memory)?;
+    let room = most_rows(places, experts, tokens, top_k) / places;
+    let network = Network::new(&stream, communicator, board, room, hidden)?;
+    stream.synchronize()?;
+    let transport = Transport::Network(Box::new(network));
+    Ok(Member { transport, board, top_k, tokens, _boards: Arc::new(vec![memory]), windows: Vec::new() })
 }
 
 /// What lies on a board, in order.
@@ -121,6 +149,21 @@ struct Layout {
 }
 
 impl Layout {
+    /// If such an exchange can be.
+    fn new(places: usize, experts: usize, tokens: usize, top_k: usize) -> Result<Self> {
+        if places == 0 || !experts.is_multiple_of(places) || !(1..=MOST_EXPERTS).contains(&experts) {
+            return Err(Error::new(format!(
+                "{experts} experts on {places} GPUs: as many on each, and at most {MOST_EXPERTS}, can be exchanged with"
+            )));
+        }
+        if !(1..=MOST_CHOSEN).contains(&top_k) || u32::try_from(places * tokens * top_k).is_err() {
+            return Err(Error::new(format!(
+                "{places} × {tokens} tokens with {top_k} experts each are too many for an exchange"
+            )));
+        }
+        Ok(Self { places, experts })
+    }
+
     /// The kernels know that the table stands behind the ends.
     fn table(self) -> usize {
         self.places * END * u64::BYTES
@@ -270,7 +313,15 @@ impl Member {
 
     /// Experts of a place.
     pub fn local_experts(&self) -> usize {
-        self.board.experts / self.boards.len()
+        self.board.experts / self.board.places
+    }
+
+    /// Bytes that it has for what is on its way.
+    pub fn bytes(&self) -> usize {
+        match &self.transport {
+            Transport::Memory(_) => 0,
+            Transport::Network(network) => network.bytes(),
+        }
     }
 
     /// The rows of the part's tokens to their experts. `first`: where they are is not known yet, so all of `routed` that is not given is filled.
@@ -290,25 +341,35 @@ impl Member {
         assert_eq!(routed.experts.len(), tokens.len() * self.top_k, "{} experts for each token", self.top_k);
         assert!(arrived.len() >= routed.capacity() * hidden, "room for {} rows", routed.capacity());
         assert_eq!(x.len(), tokens.len() * hidden, "a row for each token");
-        let (room, number) = (routed.capacity(), self.meeting.upcoming());
-        let source = (self.board.place * self.tokens + tokens.start) * self.top_k;
-        let mut to = Spread { experts: routed.experts, rows: routed.rows, weights: Slice::none(), source };
+        let (room, per_place) = (routed.capacity(), self.tokens * self.top_k);
         if first {
             assert_eq!(routed.row_weights.len(), room, "a weight for each row that has room");
             assert_eq!(routed.weights.len(), routed.experts.len(), "a weight for each expert of a token");
+        }
+        let meeting = match &mut self.transport {
+            Transport::Memory(meeting) => meeting,
+            Transport::Network(network) => {
+                let rows = network::Rows { values: x, hidden, scales };
+                return network.send_to_experts((stream, watch), sms, rows, (routed, first), per_place, arrived);
+            }
+        };
+        let number = meeting.upcoming();
+        let source = (self.board.place * self.tokens + tokens.start) * self.top_k;
+        let mut to = Spread { experts: routed.experts, rows: routed.rows, weights: Slice::none(), source };
+        if first {
             to.weights = routed.weights;
             let arrays = [arrived.address(), routed.sources.address(), routed.row_weights.address()];
             let counted = Some((routed.experts, routed.rows));
             kernels::announce(stream, &self.board, counted, &End { arrays, room, number })?;
-            self.meeting.meet(stream, watch)?;
+            meeting.meet(stream, watch)?;
             kernels::places(stream, &self.board, room, routed.offsets)?;
         } else {
             let arrays = [arrived.address(), 0, 0];
             kernels::announce(stream, &self.board, None, &End { arrays, room, number })?;
-            self.meeting.meet(stream, watch)?;
+            meeting.meet(stream, watch)?;
         }
         kernels::spread(stream, sms, &self.board, (x, hidden), scales.as_ref(), &to, number)?;
-        self.meeting.meet(stream, watch)
+        meeting.meet(stream, watch)
     }
 
     fn give_back(
@@ -323,20 +384,24 @@ impl Member {
         let entries = returned.len() / hidden;
         assert_eq!(returned.len(), entries * hidden, "whole rows of {hidden}");
         assert!(numbers.is_empty() || returned_numbers.len() >= entries, "room for a number with each row");
+        let (local, per_place) = (self.local_experts(), self.tokens * self.top_k);
+        let meeting = match &mut self.transport {
+            Transport::Memory(meeting) => meeting,
+            Transport::Network(network) => {
+                let rows = network::Rows { values: y, hidden, scales };
+                let to = (returned, returned_numbers);
+                return network.send_back((stream, watch), sms, (rows, numbers), (routed, self.top_k), per_place, to);
+            }
+        };
         let end = End {
             arrays: [returned.address(), returned_numbers.address(), 0],
             room: entries,
-            number: self.meeting.upcoming(),
+            number: meeting.upcoming(),
         };
         kernels::announce(stream, &self.board, None, &end)?;
-        self.meeting.meet(stream, watch)?;
-        let back = Back {
-            count: routed.offsets.part(self.local_experts()..self.local_experts() + 1),
-            sources: routed.sources,
-            numbers,
-            per_place: self.tokens * self.top_k,
-        };
+        meeting.meet(stream, watch)?;
+        let back = Back { count: routed.offsets.part(local..local + 1), sources: routed.sources, numbers, per_place };
         kernels::give_back(stream, sms, &self.board, (y, hidden), scales.as_ref(), &back, end.number)?;
-        self.meeting.meet(stream, watch)
+        meeting.meet(stream, watch)
     }
 }

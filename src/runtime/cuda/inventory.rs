@@ -10,6 +10,10 @@ use crate::error::Result;
 /// Hardware queues of a GPU. With fewer, streams share some, and one may hold up another that it has nothing to do with.
 pub const CONNECTIONS: u32 = 32;
 
+/// The environment variable that says whether kernels are loaded when they are first launched. That may wait for all that the GPU
+/// does, and so for ever, if one of NCCL's kernels waits there for another process that waits for this one.
+pub const LOADING_VARIABLE: &str = "CUDA_MODULE_LOADING";
+
 /// The environment variable that sets their number before the first call into CUDA.
 pub const CONNECTIONS_VARIABLE: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
 
@@ -65,9 +69,9 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// Whether plans can be run here: all libraries, and a GPU that the kernels are written for.
+    /// Whether plans can be run here: all libraries that one process needs, and a GPU that the kernels are written for.
     pub fn is_enough(&self) -> bool {
-        self.libraries.iter().all(|&(_, there)| there)
+        self.libraries.iter().all(|&(library, there)| there || !Library::NEEDED.contains(&library))
             && self.gpus.iter().any(|gpu| gpu.capability >= super::compile::OLDEST)
     }
 }
@@ -110,5 +114,17 @@ pub unsafe fn ask_for_connections() {
     if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
         // SAFETY: the caller's promise.
         unsafe { std::env::set_var(CONNECTIONS_VARIABLE, CONNECTIONS.to_string()) };
+    }
+}
+
+/// Asks for kernels to be loaded at the start, unless the user has said something else: for runs of several processes. Has an effect
+/// before the first call into CUDA only.
+///
+/// # Safety
+/// As for [`ask_for_connections`].
+pub unsafe fn ask_for_loading() {
+    if std::env::var_os(LOADING_VARIABLE).is_none() {
+        // SAFETY: the caller's promise.
+        unsafe { std::env::set_var(LOADING_VARIABLE, "EAGER") };
     }
 }

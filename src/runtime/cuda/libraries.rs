@@ -3,6 +3,7 @@
 
 use cudarc::{cublaslt, driver, get_lib_name_candidates, nvrtc};
 
+use super::nccl;
 use crate::error::{Error, Result};
 
 /// A library of CUDA.
@@ -14,11 +15,15 @@ pub enum Library {
     Nvrtc,
     /// Matrix products: `libcublasLt`.
     CublasLt,
+    /// Transfers between processes: `libnccl`. Runs of one process do without.
+    Nccl,
 }
 
 impl Library {
     /// All that the runtime uses.
-    pub const ALL: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
+    pub const ALL: [Self; 4] = [Self::Driver, Self::Nvrtc, Self::CublasLt, Self::Nccl];
+    /// Those without which it runs nothing.
+    pub const NEEDED: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
 
     /// Its name without `lib`.
     pub fn name(self) -> &'static str {
@@ -26,6 +31,7 @@ impl Library {
             Self::Driver => "cuda",
             Self::Nvrtc => "nvrtc",
             Self::CublasLt => "cublasLt",
+            Self::Nccl => "nccl",
         }
     }
 
@@ -35,6 +41,9 @@ impl Library {
             Self::Driver => "the driver's library; it comes with NVIDIA's kernel driver",
             Self::Nvrtc => "compiles kernels; it comes with the CUDA toolkit or the Python package nvidia-cuda-nvrtc",
             Self::CublasLt => "matrix products; it comes with the CUDA toolkit or the Python package nvidia-cublas",
+            Self::Nccl => {
+                "for several processes or hosts; it comes with NVIDIA's packages for NCCL or the Python package nvidia-nccl-cu13"
+            }
         }
     }
 
@@ -46,8 +55,21 @@ impl Library {
                 Self::Driver => driver::sys::is_culib_present(),
                 Self::Nvrtc => nvrtc::sys::is_culib_present(),
                 Self::CublasLt => cublaslt::sys::is_culib_present(),
+                Self::Nccl => nccl::library::is_present(),
             }
         }
+    }
+
+    /// What the loader is asked for.
+    fn names(self) -> Vec<String> {
+        if self == Self::Nccl {
+            return nccl::library::NAMES.map(str::to_owned).to_vec();
+        }
+        let mut names: Vec<String> = get_lib_name_candidates(self.name());
+        // The list has names twice, and some that only Windows has.
+        names.retain(|name| name.starts_with(&format!("lib{}.so", self.name())));
+        names.dedup();
+        names
     }
 
     /// # Errors
@@ -56,10 +78,7 @@ impl Library {
         if self.is_present() {
             return Ok(());
         }
-        let mut names: Vec<String> = get_lib_name_candidates(self.name());
-        // The list has names twice, and some that only Windows has.
-        names.retain(|name| name.starts_with(&format!("lib{}.so", self.name())));
-        names.dedup();
+        let names = self.names();
         let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
         let path = if path.is_empty() {
             "LD_LIBRARY_PATH is not set".to_owned()

@@ -3,8 +3,8 @@
 //! From the bottom up: [`libraries`] and [`inventory`] say what of CUDA is there; [`device`], [`stream`], [`memory`] and [`kernel`] are
 //! the driver's things with owners and lifetimes; [`compile`] makes machine code of the sources in `kernels/`; [`ops`] are typed launches,
 //! one file for each of those sources, that know shapes and check them; [`product`] has dense matrix products, which are cuBLASLt's.
-//! Between GPUs, [`signals`] order streams, [`watch`] says when to give up, and [`exchange`] is the all-to-all of experts. On all this
-//! stands the [`executor`].
+//! Between GPUs, [`signals`] order streams, [`watch`] says when to give up, and [`exchange`] is the all-to-all of experts; between those of
+//! several processes, [`nccl`] moves what these would write. On all this stands the [`executor`].
 //!
 //! Only this folder calls into CUDA, so only here is there unsafe code. Everything on a device is asynchronous: an op has been
 //! *launched* when its function returns, and is ordered by its stream alone.
@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod kernel;
 pub mod libraries;
 pub mod memory;
+pub mod nccl;
 pub mod ops;
 pub mod product;
 pub mod signals;

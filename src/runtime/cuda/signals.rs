@@ -4,10 +4,13 @@
 //! a stream that is to wait first sees to it that the other stream has been given its part. Every stream has a host thread of its
 //! own, so that holds up nothing else; and as nothing is waited for that has not been launched before, streams that share a hardware
 //! queue cannot hold up each other for ever.
+//!
+//! A link may also lead to another process; then a send and a receive are NCCL's, whose kernels wait for each other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::nccl::{Communicator, Transfer};
 use super::watch::Watch;
 use super::{Device, Event, Slice, Stream};
 use crate::error::Result;
@@ -51,15 +54,17 @@ struct Link {
 }
 
 /// The end of a link that sends.
-pub struct Sender {
-    link: Arc<Link>,
-    sent: u32,
-}
+pub struct Sender(Way);
 
 /// The end of a link that receives.
-pub struct Receiver {
-    link: Arc<Link>,
-    received: u32,
+pub struct Receiver(Way);
+
+/// How messages go.
+enum Way {
+    /// They are copied into the receiver's memory. With it, how many there were.
+    Memory(Arc<Link>, u32),
+    /// To another process, or from one: the other member of a communicator.
+    Network(Communicator),
 }
 
 /// A link between two GPUs that reach each other, or within one.
@@ -69,31 +74,65 @@ pub struct Receiver {
 pub fn link(from: &Arc<Device>, to: &Arc<Device>) -> Result<(Sender, Receiver)> {
     from.reach(to)?;
     let link = Arc::new(Link { posted: Signal::new(to)?, arrived: Signal::new(from)? });
-    Ok((Sender { link: Arc::clone(&link), sent: 0 }, Receiver { link, received: 0 }))
+    Ok((Sender(Way::Memory(Arc::clone(&link), 0)), Receiver(Way::Memory(link, 0))))
 }
 
 impl Sender {
-    /// Waits for the receive, and copies by a copy engine.
+    /// The end of a link to another process.
+    ///
+    /// # Panics
+    /// If the communicator has not two members.
+    pub fn to_process(communicator: Communicator) -> Self {
+        assert_eq!(communicator.members(), 2, "the two ends of a link");
+        Self(Way::Network(communicator))
+    }
+
+    /// Waits for the receive, and copies by a copy engine, or has NCCL send. `to`: where the receive puts it, if that is of this process.
     ///
     /// # Errors
-    /// If the driver refuses, or the receive is not reached in time.
+    /// If the driver or NCCL refuses, or the receive is not reached in time.
     pub fn send(&mut self, stream: &Stream, from: Slice<u8>, to: Slice<u8>, watch: &Watch) -> Result<()> {
-        self.sent = self.sent.wrapping_add(1);
-        self.link.posted.wait(stream, self.sent, watch)?;
-        to.copy_from(stream, from)?;
-        self.link.arrived.give(stream, self.sent)
+        match &mut self.0 {
+            Way::Memory(link, sent) => {
+                *sent = sent.wrapping_add(1);
+                link.posted.wait(stream, *sent, watch)?;
+                to.copy_from(stream, from)?;
+                link.arrived.give(stream, *sent)
+            }
+            Way::Network(communicator) => {
+                let other = 1 - communicator.member();
+                communicator.transfer(stream, &[Transfer::Send(from, other)], watch)
+            }
+        }
     }
 }
 
 impl Receiver {
-    /// Says that there is room, and waits for what comes.
+    /// The end of a link from another process.
+    ///
+    /// # Panics
+    /// If the communicator has not two members.
+    pub fn from_process(communicator: Communicator) -> Self {
+        assert_eq!(communicator.members(), 2, "the two ends of a link");
+        Self(Way::Network(communicator))
+    }
+
+    /// Says that there is room, and waits for what comes, on the GPU. `into`: the room.
     ///
     /// # Errors
-    /// If the driver refuses, or the send is not reached in time.
-    pub fn receive(&mut self, stream: &Stream, watch: &Watch) -> Result<()> {
-        self.received = self.received.wrapping_add(1);
-        self.link.posted.give(stream, self.received)?;
-        self.link.arrived.wait(stream, self.received, watch)
+    /// If the driver or NCCL refuses, or the send is not reached in time.
+    pub fn receive(&mut self, stream: &Stream, into: Slice<u8>, watch: &Watch) -> Result<()> {
+        match &mut self.0 {
+            Way::Memory(link, received) => {
+                *received = received.wrapping_add(1);
+                link.posted.give(stream, *received)?;
+                link.arrived.wait(stream, *received, watch)
+            }
+            Way::Network(communicator) => {
+                let other = 1 - communicator.member();
+                communicator.transfer(stream, &[Transfer::Receive(into, other)], watch)
+            }
+        }
     }
 }
 

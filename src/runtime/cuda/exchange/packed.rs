@@ -12,7 +12,7 @@
 //! at a place, more where it often has none there. While they move no SM takes part; who copies where is known from windows: parts of memory
 //! that look alike at all places.
 
-use super::Member;
+use super::{Member, Transport};
 use crate::error::{Error, Result};
 use crate::runtime::cuda::ops::packed as kernels;
 use crate::runtime::cuda::watch::Watch;
@@ -65,8 +65,11 @@ impl Member {
     /// # Errors
     /// If the driver refuses, a target lies in no window, or another member does not come in time.
     pub fn copy(&mut self, (stream, watch): (&Stream, &Watch), to: impl Fn(usize) -> Vec<Copy>) -> Result<()> {
+        let Transport::Memory(meeting) = &mut self.transport else {
+            return Err(Error::new("copy engines reach no memory of other processes"));
+        };
         // Everyone may write behind this: what lay there has been read.
-        self.meeting.meet(stream, watch)?;
+        meeting.meet(stream, watch)?;
         let (place, places) = (self.board.place, self.board.places);
         // Each begins with its neighbour, so that no place gets all at once.
         for other in (1..places).map(|step| (place + step) % places) {
@@ -76,7 +79,7 @@ impl Member {
                 there.copy_from(stream, from)?;
             }
         }
-        self.meeting.meet(stream, watch)
+        meeting.meet(stream, watch)
     }
 
     /// [`kernels::find`] for this place.

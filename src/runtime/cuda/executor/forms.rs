@@ -229,6 +229,23 @@ pub fn check(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Whether ranks of different processes can exchange rows as a plan says.
+///
+/// # Errors
+/// If copy engines are to move them: they reach no memory of another process.
+pub fn check_between_processes(plan: &Plan) -> Result<()> {
+    let copies = |op: &&ProgramOp| matches!(op.work, Work::Copy { .. });
+    match plan.programs.iter().flat_map(|program| &program.ops).find(copies).filter(|_| plan.origin.ep > 1) {
+        None => Ok(()),
+        Some(op) => Err(Error::new(format!(
+            "the plan has the op {} of unit {} for copy engines, which reach no memory of other processes",
+            op.what(),
+            op.unit
+        ))
+        .help("compile the job with `--without-rewrites copy-engine`, or run all ranks in one process")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

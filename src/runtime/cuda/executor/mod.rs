@@ -1,8 +1,9 @@
 //! Runs a plan on GPUs: threads launch what the plan says on the plan's streams; what has to be waited for, the
 //! GPUs wait for themselves, by events ([`super::signals`]).
 //!
-//! A rank is a GPU; or several ranks share one, so that every plan runs on a single GPU too. Ranks exchange through each other's memory,
-//! so all GPUs are of one host and one process.
+//! A rank is a GPU; or several ranks share one, so that every plan runs on a single GPU too. Ranks of one process exchange through each
+//! other's memory. Or each rank is a process, on any host, and what they exchange is moved by NCCL (`network`); what is computed is the
+//! same.
 //!
 //! `world` and `messages` beside the runtimes say who is where and what lies in which slot; `store` are the parameters of a stage,
 //! `unit` the ops of its units, `places` and `blocks` say where values lie; `rank` launches, `sync` is the end of a step.
@@ -11,6 +12,7 @@ mod blocks;
 mod formats;
 mod forms;
 mod heap;
+mod network;
 mod places;
 mod rank;
 mod stage;
@@ -28,7 +30,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::exchange::packed::Window;
-use super::signals::{Receiver, Sender, link, meeting};
+use super::signals::{link, meeting};
 use super::stream::Priority;
 use super::watch::Watch;
 use super::{Device, Event, Memory, Slice, Stream, device, exchange, product};
@@ -36,6 +38,7 @@ use crate::error::{Error, Result};
 use crate::ir::Recompute;
 use crate::job::model::Dtype;
 use crate::plan::{ALIGNMENT, Plan, StreamId, Task, rank_streams};
+use crate::runtime::cluster::{Cluster, Launcher};
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
@@ -46,10 +49,11 @@ use crate::runtime::messages::{Message, uses};
 use crate::runtime::world::{Gpu, World};
 use crate::runtime::{fit, said};
 use blocks::SCRATCH;
-use rank::{Data, Done, Rank, Shared};
+use network::{Links, Network};
+use rank::{Data, Done, Norm, Rank, Shared};
 use stage::Stage;
 use store::{REGIONS, Region, Store};
-use sync::{Peer, Sync};
+use sync::{Peer, Sync, Way};
 use unit::Sizes;
 
 /// How a plan is spread over this computer's GPUs.
@@ -59,11 +63,13 @@ pub struct Options {
     pub gpus: Option<usize>,
     /// How long an item may take until the run is given up.
     pub time_out: Duration,
+    /// If each rank is a process: all of them, of which number k runs the k-th rank of [`World::gpus`].
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gpus: None, time_out: Duration::from_secs(60) }
+        Self { gpus: None, time_out: Duration::from_secs(60), cluster: None }
     }
 }
 
@@ -73,7 +79,9 @@ pub struct Executor {
     shape: Shape,
     optimizer: AdamW,
     world: World,
+    /// Those of this process.
     ranks: Vec<Rank>,
+    cluster: Option<Arc<Cluster>>,
     steps: u32,
     time_out: Duration,
     /// After a failure the GPUs' memory is in no defined state.
@@ -87,7 +95,7 @@ pub type Tensors = BTreeMap<String, Vec<f32>>;
 pub struct Taken {
     /// Losses and norm of the gradients.
     pub step: reference::Step,
-    /// By rank: what ran when, if that was asked for.
+    /// By rank: what ran when, if that was asked for. With a rank in each process, process 0 has those of all, the others their own.
     pub spans: Vec<(Gpu, Vec<Span>)>,
 }
 
@@ -101,11 +109,18 @@ impl Executor {
         fit::check(&plan, &shape)?;
         forms::check(&plan)?;
         let world = World::new(&plan);
-        let devices = open(world.count(), options.gpus)?;
+        let cluster = options.cluster.clone();
+        if cluster.is_some() {
+            forms::check_between_processes(&plan)?;
+        }
+        let devices = match &cluster {
+            Some(cluster) => vec![open_own(cluster, world.count())?],
+            None => open(world.count(), options.gpus)?,
+        };
         formats::check(&shape.policy, &devices)?;
         let builder = Builder { plan: &plan, shape: &shape, world: &world, devices: &devices, seed };
-        let ranks = builder.ranks()?;
-        Ok(Self { plan, shape, optimizer, world, ranks, steps: 0, time_out: options.time_out, failed: false })
+        let ranks = builder.ranks(cluster.as_deref())?;
+        Ok(Self { plan, shape, optimizer, world, ranks, cluster, steps: 0, time_out: options.time_out, failed: false })
     }
 
     /// One step. `data`: by replica, its micro-batches. `traced`: measure when everything ran.
@@ -118,6 +133,10 @@ impl Executor {
         }
         let result = self.try_step(data, traced);
         self.failed = result.is_err();
+        if self.failed && self.cluster.is_some() {
+            // A GPU may wait for a process that is gone, and to free its memory would wait for that.
+            std::mem::forget(std::mem::take(&mut self.ranks));
+        }
         result
     }
 
@@ -139,21 +158,21 @@ impl Executor {
             .map(|batches| [0, 1].map(|ahead| batches.iter().flat_map(|batch| batch.ahead(ahead)).collect()))
             .collect();
         let step_tokens = tokens * micro_batches * data.len();
-        let step = self.optimizer_step();
+        let alarm = || self.cluster.as_ref().map(|cluster| Arc::clone(cluster.alarm()));
+        if let Some(cluster) = &self.cluster {
+            if self.steps == 0 {
+                let watch = Watch::with_alarm(self.time_out, alarm());
+                let shared = self.shared(&watch, (tokens, step_tokens), Vec::new());
+                for rank in &self.ranks {
+                    let data = &by_replica[rank.gpu.replica as usize];
+                    rank.rehearse(&shared, data).map_err(|error| rank.told(&error))?;
+                }
+            }
+            cluster.meet("the begin of a step")?;
+        }
         let bases = self.bases(traced)?;
-        let watch = Watch::new(self.time_out);
-        let shared = Shared {
-            plan: &self.plan,
-            shape: &self.shape,
-            watch: &watch,
-            step: (
-                step,
-                (self.optimizer.learning_rate.at(self.steps + 1) * self.optimizer.weight_decay) as f32,
-                self.optimizer.balance_rate as f32,
-            ),
-            tokens: (tokens, step_tokens),
-            bases,
-        };
+        let watch = Watch::with_alarm(self.time_out, alarm());
+        let shared = self.shared(&watch, (tokens, step_tokens), bases);
         // Nobody writes to another's memory before all have cleared theirs.
         let cleared = Barrier::new(self.ranks.len());
         let done: Vec<Option<Done>> = thread::scope(|scope| {
@@ -168,16 +187,44 @@ impl Executor {
             return Err(error);
         }
         let done: Vec<Done> = done.into_iter().flatten().collect();
-        let losses: f64 = done.iter().flat_map(|done| &done.losses).sum();
+        let losses = self.losses(&done)?;
         let spans = (self.ranks.iter().zip(&done)).map(|(rank, done)| {
             let spans = done.traces.iter().map(trace::Trace::spans).collect::<Result<Vec<_>>>()?;
             Ok((rank.gpu, spans.concat()))
         });
         let spans = spans.collect::<Result<Vec<_>>>()?;
+        let spans = if traced { self.all_spans(spans)? } else { spans };
         self.steps += 1;
         let squares = done.first().map_or(f64::NAN, |done| done.squares);
         let step = reference::Step { losses: vec![losses / step_tokens as f64], gradient_norm: squares.sqrt() };
         Ok(Taken { step, spans })
+    }
+
+    /// What the ranks read in this step.
+    fn shared<'a>(&'a self, watch: &'a Watch, tokens: (usize, usize), bases: Vec<Option<Arc<Event>>>) -> Shared<'a> {
+        let decay = (self.optimizer.learning_rate.at(self.steps + 1) * self.optimizer.weight_decay) as f32;
+        let step = (self.optimizer_step(), decay, self.optimizer.balance_rate as f32);
+        Shared { plan: &self.plan, shape: &self.shape, watch, step, tokens, bases }
+    }
+
+    /// The sum of all losses, in the order of ranks and micro-batches.
+    fn losses(&self, done: &[Done]) -> Result<f64> {
+        let own: Vec<f64> = done.iter().flat_map(|done| &done.losses).copied().collect();
+        let Some(cluster) = &self.cluster else { return Ok(own.into_iter().sum()) };
+        let own = own.into_iter().flat_map(f64::to_le_bytes).collect();
+        let all = cluster.share(own, "the end of a step")?.concat();
+        Ok(all.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).sum())
+    }
+
+    /// What ran on all ranks, for process 0.
+    fn all_spans(&self, own: Vec<(Gpu, Vec<Span>)>) -> Result<Vec<(Gpu, Vec<Span>)>> {
+        let Some(cluster) = &self.cluster else { return Ok(own) };
+        let strange = |error: serde_json::Error| Error::new(format!("times of a rank cannot be told: {error}"));
+        let spans: Vec<&Span> = own.iter().flat_map(|(_, spans)| spans).collect();
+        let text = serde_json::to_vec(&spans).map_err(strange)?;
+        let Some(all) = cluster.gather(text, "the end of a traced step")? else { return Ok(own) };
+        let read = |(gpu, text): (Gpu, Vec<u8>)| Ok((gpu, serde_json::from_slice(&text).map_err(strange)?));
+        self.world.gpus().zip(all).map(read).collect()
     }
 
     /// The plan that is run.
@@ -190,12 +237,12 @@ impl Executor {
         &self.shape
     }
 
-    /// By rank: which GPU it is on, and bytes that it has there.
+    /// By rank of this process: which GPU it is on, and bytes that it has there.
     pub fn places(&self) -> impl Iterator<Item = (Gpu, &Device, usize)> {
         self.ranks.iter().map(|rank| (rank.gpu, &*rank.device, rank.bytes()))
     }
 
-    /// The gradients of the last step, by rank and name: reduced, not clipped. With a sharded optimizer a rank has only its share of
+    /// The gradients of the last step, by rank of this process and name: reduced, not clipped. With a sharded optimizer a rank has only its share of
     /// them, and the rest is what it made itself.
     ///
     /// # Errors
@@ -204,7 +251,7 @@ impl Executor {
         self.arrays(|store| store.gradients())
     }
 
-    /// The parameters of each rank by name, in fp32; with a sharded optimizer those that another one updates as they were gathered.
+    /// The parameters of each rank of this process by name, in fp32; with a sharded optimizer those that another one updates as they were gathered.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -260,7 +307,10 @@ impl Executor {
 
 /// A thread: runs the step of one rank, and ends the others if that fails.
 fn work(rank: &Rank, shared: &Shared, data: &Data, cleared: &Barrier) -> Option<Done> {
+    const WHO: &str = "begin";
+    shared.watch.at(WHO, || "clearing sums".to_owned());
     let begun = rank.begin(data);
+    shared.watch.done(WHO);
     cleared.wait();
     match begun.and_then(|()| rank.step(shared)) {
         Ok(done) => Some(done),
@@ -282,37 +332,86 @@ fn open(ranks: usize, wanted: Option<usize>) -> Result<Vec<Arc<Device>>> {
     Ok((0..ranks).map(|rank| Arc::clone(&devices[rank * gpus / ranks])).collect())
 }
 
+/// The GPU of a process that has one rank.
+fn open_own(cluster: &Cluster, ranks: usize) -> Result<Arc<Device>> {
+    let seat = cluster.seat();
+    if seat.processes as usize != ranks {
+        return Err(Error::new(format!(
+            "the plan has {ranks} ranks, for a process each; there are {}",
+            seat.processes
+        )));
+    }
+    let there = device::count()?;
+    // srun can give each process a GPU, which is then the only one that it sees.
+    let bound = seat.launcher == Launcher::Slurm && there == 1 && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some();
+    let ordinal = if bound { 0 } else { seat.local as usize };
+    if ordinal >= there {
+        let (variable, per_host) = match seat.launcher {
+            Launcher::Torchrun => ("LOCAL_RANK", "`--nproc-per-node`"),
+            Launcher::Slurm => ("SLURM_LOCALID", "`--ntasks-per-node`"),
+        };
+        return Err(Error::new(format!("{variable} is {ordinal}, but this process sees {there} GPUs"))
+            .help(format!("a host can have as many processes as GPUs ({per_host}, CUDA_VISIBLE_DEVICES)")));
+    }
+    Device::open(ordinal)
+}
+
 /// Builds ranks.
 struct Builder<'a> {
     plan: &'a Plan,
     shape: &'a Shape,
     world: &'a World,
-    /// By rank.
+    /// By rank of this process.
     devices: &'a [Arc<Device>],
     seed: u64,
 }
 
+/// What is between the ranks of this process, or between one and those of others; each by rank of this process.
+struct Between {
+    syncs: Vec<BTreeMap<u32, Sync>>,
+    members: Vec<Option<exchange::Member>>,
+    links: Vec<Links>,
+    /// `None`: they meet, which is made when their tables are there.
+    norms: Vec<Option<Norm>>,
+}
+
 impl Builder<'_> {
-    fn ranks(&self) -> Result<Vec<Rank>> {
-        let gpus: Vec<Gpu> = self.world.gpus().collect();
+    fn ranks(&self, cluster: Option<&Cluster>) -> Result<Vec<Rank>> {
+        let mut gpus: Vec<Gpu> = self.world.gpus().collect();
+        if let Some(cluster) = cluster {
+            gpus = gpus.into_iter().skip(cluster.seat().process as usize).take(1).collect();
+        }
         // In threads: a large model has many initial values.
         let stages = thread::scope(|scope| {
-            let threads: Vec<_> = gpus.iter().map(|&gpu| scope.spawn(move || self.stages(gpu))).collect();
+            let on = gpus.iter().zip(self.devices);
+            let threads: Vec<_> = on.map(|(&gpu, device)| scope.spawn(move || self.stages(gpu, device))).collect();
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", said(&*panic)))))
             };
             threads.into_iter().map(join).collect::<Result<Vec<_>>>()
         });
         let mut stages = stages?;
-        let mut syncs = self.syncs(&gpus, &stages)?;
-        let mut members = self.members(&gpus)?;
-        let norm_meetings = meeting(self.devices)?;
-        let mut links = self.links(&gpus)?;
+        let mut between = match cluster {
+            Some(cluster) => match self.to_processes(cluster, gpus[0], &stages[0]) {
+                Ok(between) => between,
+                Err(error) => {
+                    // As after a step that fails.
+                    std::mem::forget(stages);
+                    return Err(error);
+                }
+            },
+            None => Between {
+                syncs: self.syncs(&gpus, &stages)?,
+                members: self.members(&gpus)?,
+                links: self.links(&gpus)?,
+                norms: gpus.iter().map(|_| None).collect(),
+            },
+        };
         let mut ranks = Vec::new();
-        for ((index, &gpu), norm_meeting) in gpus.iter().enumerate().zip(norm_meetings) {
-            let device = &self.devices[index];
+        for (own, &gpu) in gpus.iter().enumerate() {
+            let device = &self.devices[own];
             let of = &self.plan.ranks[gpu.rank as usize];
-            let stages = std::mem::take(&mut stages[index]);
+            let stages = std::mem::take(&mut stages[own]);
             let (places, bytes) = places::blocks(&of.items, &stages);
             let memory_of = |block| stages.values().map(|stage: &Stage| stage.bytes(block)).max().unwrap_or_default();
             let bytes_of = SCRATCH.map(|block| memory_of(block).next_multiple_of(ALIGNMENT as usize));
@@ -323,7 +422,7 @@ impl Builder<'_> {
                 memory.all::<u8>().part(next - bytes..next)
             });
             let (slots, ring_bytes) = places::rings(of);
-            let (senders, receivers) = links.remove(&index).unwrap_or_default();
+            let (senders, receivers) = std::mem::take(&mut between.links[own]);
             let ops = self.plan.programs.iter().map(|program| program.ops.len()).max().unwrap_or_default();
             let events = |count: usize| (0..count).map(|_| Event::new(device, false)).collect::<Result<Vec<_>>>();
             let mut streams = BTreeMap::new();
@@ -337,12 +436,13 @@ impl Builder<'_> {
                 gpu,
                 comm: Stream::new(device, Priority::High)?,
                 products: product::Products::new(device)?,
-                member: Mutex::new(members.get_mut(index).and_then(Option::take)),
+                member: Mutex::new(between.members[own].take()),
                 exchanges: self.world.ep > 1,
-                syncs: std::mem::take(&mut syncs[index]),
+                syncs: std::mem::take(&mut between.syncs[own]),
                 senders,
                 receivers,
-                targets: vec![None; of.items.len()],
+                targets: vec![Slice::none(); of.items.len()],
+                message: self.tokens() * self.shape.hidden(),
                 memory,
                 places,
                 scratch,
@@ -359,18 +459,23 @@ impl Builder<'_> {
                     Memory::of::<f32>(device, self.world.count())?,
                     Memory::of::<f32>(device, 1)?,
                 ],
-                norm_meeting: Mutex::new(norm_meeting),
-                boards: Vec::new(),
-                index,
+                norm: between.norms[own].take(),
+                index: self.world.index(gpu),
                 streams,
                 stages,
                 device: Arc::clone(device),
             });
         }
-        let boards: Vec<Slice<f32>> = ranks.iter().map(|rank| rank.squares[1].all()).collect();
-        ranks.iter_mut().for_each(|rank| rank.boards.clone_from(&boards));
+        if cluster.is_none() {
+            let boards: Vec<Slice<f32>> = ranks.iter().map(|rank| rank.squares[1].all()).collect();
+            for (rank, meeting) in ranks.iter_mut().zip(meeting(self.devices)?) {
+                rank.norm = Some(Norm::Memory(Mutex::new(meeting), boards.clone()));
+            }
+        }
         self.aim(&mut ranks)?;
-        self.open_windows(&mut ranks);
+        if cluster.is_none() {
+            self.open_windows(&mut ranks);
+        }
         Ok(ranks)
     }
 
@@ -384,6 +489,57 @@ impl Builder<'_> {
                 member.open(vec![window]);
             }
         }
+    }
+
+    /// What is between the one rank of this process and those of others.
+    fn to_processes(&self, cluster: &Cluster, gpu: Gpu, stages: &BTreeMap<u32, Stage>) -> Result<Between> {
+        let device = &self.devices[0];
+        let others = stages.keys().flat_map(|&stage| REGIONS.map(|region| self.members_of(gpu, stage, region)));
+        let mut partners: Vec<usize> = others.flatten().map(|other| self.world.index(other)).collect();
+        partners.sort_unstable();
+        partners.dedup();
+        partners.retain(|&partner| partner != self.world.index(gpu));
+        let Network { links, group, sync, norm } = Network::new(cluster, device, self.plan, self.world, &partners)?;
+
+        let stream = Stream::new(device, Priority::Low)?;
+        let needed = stages.iter().flat_map(|(&stage, held)| {
+            REGIONS.map(|region| {
+                let members = self.members_of(gpu, stage, region).len();
+                sync::staging(region, held.store.region(region).len(), members)
+            })
+        });
+        let staging = Arc::new(Memory::of::<f32>(device, needed.max().unwrap_or_default())?);
+        let mut syncs = BTreeMap::new();
+        for (&stage, held) in stages {
+            let members = REGIONS.map(|region| {
+                let members = self.members_of(gpu, stage, region);
+                let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
+                let processes = members.into_iter().map(|member| self.world.index(member)).collect();
+                (sync::Members::Network(processes), mine)
+            });
+            let way = Way::Network(Arc::clone(&sync), Arc::clone(&staging));
+            let sharded = self.is_sharded(stage);
+            syncs.insert(stage, Sync::new(device, &stream, &held.store, members, way, sharded)?);
+        }
+        let member = match (&self.shape.model.moe, group) {
+            (None, _) => None,
+            (Some(moe), Some(group)) => {
+                let (experts, top_k) = (moe.experts as usize, moe.top_k as usize);
+                Some(exchange::member(group, experts, self.tokens(), top_k, self.shape.hidden())?)
+            }
+            (Some(moe), None) => {
+                let devices = [Arc::clone(device)];
+                exchange::group(&devices, moe.experts as usize, self.tokens(), moe.top_k as usize)?.pop()
+            }
+        };
+        let norm = Norm::Network(Mutex::new(norm));
+        Ok(Between { syncs: vec![syncs], members: vec![member], links: vec![links], norms: vec![Some(norm)] })
+    }
+
+    /// Whether the optimizer's work on a stage is shared.
+    fn is_sharded(&self, stage: u32) -> bool {
+        let gathers = |item: &crate::plan::Item| item.0 == Task::GatherParams(stage);
+        self.plan.ranks.iter().flat_map(|rank| &rank.items).any(gathers)
     }
 
     /// Tokens of a micro-batch.
@@ -401,8 +557,7 @@ impl Builder<'_> {
         Sizes { tokens, capacity, local_experts: local.len(), first_expert: local.start, places, experts, top_k }
     }
 
-    fn stages(&self, gpu: Gpu) -> Result<BTreeMap<u32, Stage>> {
-        let device = &self.devices[self.world.index(gpu)];
+    fn stages(&self, gpu: Gpu, device: &Arc<Device>) -> Result<BTreeMap<u32, Stage>> {
         let stream = Stream::new(device, Priority::Low)?;
         let mut stages = BTreeMap::new();
         for stage in self.plan.layout.stages_of(gpu.rank) {
@@ -434,8 +589,7 @@ impl Builder<'_> {
             let holders = self.world.holders(&self.plan.layout.holders(stage));
             let devices: Vec<Arc<Device>> =
                 holders.iter().map(|&gpu| Arc::clone(&self.devices[self.world.index(gpu)])).collect();
-            let gathers = |item: &crate::plan::Item| item.0 == Task::GatherParams(stage);
-            let sharded = self.plan.ranks.iter().flat_map(|rank| &rank.items).any(gathers);
+            let sharded = self.is_sharded(stage);
             for (&gpu, meeting) in holders.iter().zip(meeting(&devices)?) {
                 let index = self.world.index(gpu);
                 let store = |gpu: Gpu| stages[self.world.index(gpu)].get(&stage).map(|stage| &stage.store);
@@ -443,11 +597,12 @@ impl Builder<'_> {
                 let peers = REGIONS.map(|region| {
                     let members = self.members_of(gpu, stage, region);
                     let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
-                    (members.into_iter().filter_map(store).map(Peer::of).collect(), mine)
+                    (sync::Members::Memory(members.into_iter().filter_map(store).map(Peer::of).collect()), mine)
                 });
                 let device = &self.devices[index];
                 let stream = Stream::new(device, Priority::Low)?;
-                syncs[index].insert(stage, Sync::new(device, &stream, own, peers, meeting, sharded)?);
+                let way = Way::Memory(Mutex::new(meeting));
+                syncs[index].insert(stage, Sync::new(device, &stream, own, peers, way, sharded)?);
             }
         }
         Ok(syncs)
@@ -469,33 +624,20 @@ impl Builder<'_> {
     }
 
     /// By GPU: links to and from the other ranks of its replica that it exchanges messages with.
-    #[expect(clippy::type_complexity, reason = "the two maps that a rank has")]
-    fn links(
-        &self,
-        gpus: &[Gpu],
-    ) -> Result<BTreeMap<usize, (BTreeMap<u32, Mutex<Sender>>, BTreeMap<u32, Mutex<Receiver>>)>> {
-        let mut links: BTreeMap<usize, (BTreeMap<u32, Mutex<Sender>>, BTreeMap<u32, Mutex<Receiver>>)> =
-            BTreeMap::new();
+    fn links(&self, gpus: &[Gpu]) -> Result<Vec<Links>> {
+        let mut links: Vec<Links> = gpus.iter().map(|_| Links::default()).collect();
         for &gpu in gpus {
-            let mut peers: Vec<u32> = self.plan.ranks[gpu.rank as usize]
-                .items
-                .iter()
-                .filter_map(|item| Message::of(item.0).filter(|&(_, _, sent)| sent).map(|(_, peer, _)| peer))
-                .filter(|&peer| peer < self.world.ranks)
-                .collect();
-            peers.sort_unstable();
-            peers.dedup();
-            for peer in peers {
+            for peer in network::receivers(self.plan, self.world.ranks, gpu.rank) {
                 let (from, to) = (self.world.index(gpu), self.world.index(Gpu { rank: peer, ..gpu }));
                 let (sender, receiver) = link(&self.devices[from], &self.devices[to])?;
-                links.entry(from).or_default().0.insert(peer, Mutex::new(sender));
-                links.entry(to).or_default().1.insert(gpu.rank, Mutex::new(receiver));
+                links[from].0.insert(peer, Mutex::new(sender));
+                links[to].1.insert(gpu.rank, Mutex::new(receiver));
             }
         }
         Ok(links)
     }
 
-    /// Sends know where the receive that they meet puts things: the k-th to a rank meets the k-th there.
+    /// Sends know where the receive that they meet puts things, if it is of this process: the k-th to a rank meets the k-th there.
     fn aim(&self, ranks: &mut [Rank]) -> Result<()> {
         for index in 0..ranks.len() {
             let gpu = ranks[index].gpu;
@@ -515,10 +657,11 @@ impl Builder<'_> {
                 if Message::of(receive.0).is_none_or(|(theirs, _, _)| theirs != message) {
                     return Err(Error::new(format!("{} meets {}", of.0, receive.0)));
                 }
-                let other = &ranks[self.world.index(Gpu { rank: peer, ..gpu })];
-                let value = other.uses[at].written.first().ok_or_else(unmet)?;
-                let slot = other.slot(value, self.tokens() * self.shape.hidden());
-                ranks[index].targets[item] = Some(slot.cast());
+                let there = Gpu { rank: peer, ..gpu };
+                if let Some(other) = ranks.iter().find(|rank| rank.gpu == there) {
+                    let value = other.uses[at].written.first().ok_or_else(unmet)?;
+                    ranks[index].targets[item] = other.slot(value, other.message).cast();
+                }
             }
         }
         Ok(())

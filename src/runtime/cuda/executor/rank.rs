@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Action, ChunkId, Phase, Program, Stream as ProgramStream};
 use crate::plan::{Plan, RingOf, StreamId, Task};
 use crate::runtime::cuda::exchange::Member;
+use crate::runtime::cuda::nccl::Communicator;
 use crate::runtime::cuda::ops::loss;
 use crate::runtime::cuda::ops::optimizer::Step;
 use crate::runtime::cuda::product::Products;
@@ -56,8 +57,10 @@ pub struct Rank {
     pub senders: BTreeMap<u32, Mutex<Sender>>,
     /// By rank.
     pub receivers: BTreeMap<u32, Mutex<Receiver>>,
-    /// By item: where a send puts what it sends.
-    pub targets: Vec<Option<Slice<u8>>>,
+    /// By item: where a send puts what it sends, if that is of this process.
+    pub targets: Vec<Slice<u8>>,
+    /// Values of a message.
+    pub message: usize,
     /// Blocks of chunks, and scratch. It looks alike at all GPUs that share experts.
     pub memory: Memory,
     /// By item: which blocks it takes.
@@ -82,12 +85,18 @@ pub struct Rank {
     pub losses: Memory,
     /// Sum of squares of this GPU's shares of gradients; by GPU, those of all; their sum.
     pub squares: [Memory; 3],
-    /// Where all GPUs meet when their gradients are reduced.
-    pub norm_meeting: Mutex<Meeting>,
-    /// By GPU: its table of squares.
-    pub boards: Vec<Slice<f32>>,
+    /// How the GPUs tell each other the squares of their gradients, once these are reduced.
+    pub norm: Option<Norm>,
     /// Number of this GPU.
     pub index: usize,
+}
+
+/// How all GPUs get the squares of each.
+pub enum Norm {
+    /// Where they meet, and by GPU its table, into which all write.
+    Memory(Mutex<Meeting>, Vec<Slice<f32>>),
+    /// All processes.
+    Network(Mutex<Communicator>),
 }
 
 /// What all ranks read in a step.
@@ -154,6 +163,36 @@ impl Rank {
         self.end(shared, traces)
     }
 
+    /// Launches every kernel of a step once, before the first one that counts, where other processes take part in it. Some first launches wait
+    /// for all that the GPU does: their code is loaded, or threads get more local memory. While one of NCCL's kernels waits there for
+    /// a message of another process, which waits for one of this process, that would be for ever. So the programs run on the data
+    /// of the step, and on zeros where messages would be; nothing of what they make is kept.
+    ///
+    /// # Errors
+    /// If the driver refuses, something fails, or an exchange is not met by another process.
+    pub fn rehearse(&self, shared: &Shared, data: &Data) -> Result<()> {
+        const WHO: &str = "rehearsal";
+        shared.watch.at(WHO, || "the begin of a step".to_owned());
+        self.begin(data)?;
+        let (compute, most) = (&self.streams[&StreamId::Compute], self.device.sms);
+        [&self.memory, &self.rings].map(Memory::all::<u8>).iter().try_for_each(|bytes| bytes.fill_bytes(compute, 0))?;
+        let (mut chunks, mut trace) = (BTreeMap::new(), Trace::new(&self.device, None));
+        for (index, item) in shared.plan.ranks[self.gpu.rank as usize].items.iter().enumerate() {
+            let Some(action) = item.0.action() else { continue };
+            shared.watch.at(WHO, || item.0.to_string());
+            self.program(shared, index, action, &mut chunks, &mut trace)?;
+            self.ended[index].0.record(compute)?;
+            self.wait(shared, index)?;
+        }
+        shared.watch.at(WHO, || "the end of a step".to_owned());
+        let sync = &self.streams[&StreamId::Sync];
+        self.syncs.values().take(1).try_for_each(|of| of.rehearse(sync, most, &shared.step.0))?;
+        loss::sum(compute, self.squares[1].all(), self.squares[2].all())?;
+        compute.synchronize()?;
+        shared.watch.done(WHO);
+        Ok(())
+    }
+
     /// An error, and where it happened.
     pub fn told(&self, error: &Error) -> Error {
         let told = Error::new(format!("{} on GPU {}: {error}", self.gpu, self.device.ordinal));
@@ -167,7 +206,7 @@ impl Rank {
     fn run(&self, shared: &Shared, id: StreamId) -> Result<Trace> {
         let mut trace = Trace::new(&self.device, shared.bases.get(self.device.ordinal).cloned().flatten());
         let items = &shared.plan.ranks[self.gpu.rank as usize].items;
-        let stream = &self.streams[&id];
+        let (stream, who) = (&self.streams[&id], format!("{id:?}"));
         let mut chunks = BTreeMap::new();
         let mut launched = Vec::new();
         let mut updated = false;
@@ -176,6 +215,7 @@ impl Rank {
                 Some(help) => Error::new(format!("{}: {error}", item.0)).help(help),
                 None => Error::new(format!("{}: {error}", item.0)),
             };
+            shared.watch.at(&who, || item.0.to_string());
             for &wait in &item.1 {
                 let (event, given) = &self.ended[wait as usize];
                 shared.watch.until(|| given.load(Ordering::Acquire)).map_err(named)?;
@@ -199,7 +239,11 @@ impl Rank {
             given.store(true, Ordering::Release);
         }
         let mine = items.iter().enumerate().filter(|(_, item)| item.0.stream() == id);
-        mine.map(|(index, _)| index).try_for_each(|index| self.wait(shared, index))?;
+        mine.map(|(index, _)| index).try_for_each(|index| {
+            shared.watch.at(&who, || format!("the end of {}", items[index].0));
+            self.wait(shared, index)
+        })?;
+        shared.watch.done(&who);
         Ok(trace)
     }
 
@@ -365,17 +409,18 @@ impl Rank {
         let not_held = || Error::new(format!("{task} is of a stage that the rank does not hold"));
         match task {
             Task::SendAct(.., peer) | Task::SendGrad(.., peer) => {
-                let to = self.targets[index].ok_or_else(|| Error::new(format!("{task} meets no receive")))?;
                 let value = self.uses[index].read.first();
                 let value = value.ok_or_else(|| Error::new(format!("{task} sends what the rank does not make")))?;
-                let from = self.slot(value, to.len() / 2).cast();
+                let from = self.slot(value, self.message).cast();
                 let stream = &self.streams[&task.stream()];
                 let sender = self.senders.get(&peer).ok_or_else(not_held)?;
-                lock(sender).send(stream, from, to, shared.watch)
+                lock(sender).send(stream, from, self.targets[index], shared.watch)
             }
             Task::RecvAct(.., peer) | Task::RecvGrad(.., peer) => {
-                let stream = &self.streams[&task.stream()];
-                lock(self.receivers.get(&peer).ok_or_else(not_held)?).receive(stream, shared.watch)
+                let value = self.uses[index].written.first();
+                let value = value.ok_or_else(|| Error::new(format!("{task} receives what the rank does not read")))?;
+                let (stream, into) = (&self.streams[&task.stream()], self.slot(value, self.message).cast());
+                lock(self.receivers.get(&peer).ok_or_else(not_held)?).receive(stream, into, shared.watch)
             }
             Task::ReduceGrads(stage) => {
                 let (sync, held) = self.syncs.get(&stage).zip(self.stages.get(&stage)).ok_or_else(not_held)?;
@@ -411,16 +456,23 @@ impl Rank {
             compute.wait(event)?;
         }
         let mine = self.squares[0].all::<f32>();
-        for board in &self.boards {
-            board.part(self.index..self.index + 1).copy_from(compute, mine)?;
+        match &self.norm {
+            Some(Norm::Memory(meeting, boards)) => {
+                for board in boards {
+                    board.part(self.index..self.index + 1).copy_from(compute, mine)?;
+                }
+                lock(meeting).meet(compute, shared.watch)?;
+            }
+            Some(Norm::Network(all)) => lock(all).gather(compute, mine.cast(), self.squares[1].all(), shared.watch)?,
+            None => return Err(Error::new("a rank without a way to the others")),
         }
-        lock(&self.norm_meeting).meet(compute, shared.watch)?;
         loss::sum(compute, self.squares[1].all(), self.squares[2].all())
     }
 
     /// Bytes that it has on its GPU, but for what libraries take.
     pub fn bytes(&self) -> usize {
         let stores: usize = self.stages.values().map(|stage| stage.store.bytes()).sum();
-        stores + self.memory.bytes() + self.rings.bytes()
+        let exchange = lock(&self.member).as_ref().map_or(0, Member::bytes);
+        stores + exchange + self.memory.bytes() + self.rings.bytes()
     }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::plan::StreamId;
 use crate::runtime::cuda::{Device, Event, Stream};
 use crate::units::Nanos;
 
 /// Something that ran.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// The stream.
     pub stream: StreamId,

@@ -20,6 +20,7 @@ pub mod quantise;
 pub mod reduce;
 pub mod rope;
 pub mod router;
+pub mod staging;
 pub mod swiglu;
 
 use super::kernel::Grid;

@@ -426,6 +426,7 @@ impl Experts {
     fn routed(&self, blocks: &Blocks, part: &Part) -> Routed {
         let entries = part.passages[0].entries();
         Routed {
+            first: part.passages[0].tokens().start,
             experts: blocks.at(self.experts).part(entries.clone()),
             weights: blocks.at(self.weights).part(entries.clone()),
             rows: blocks.at(self.rows).part(entries),
