@@ -141,7 +141,8 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
 
     let bar = progress_bar(args.steps, args.json || !speaks);
     if !args.json && speaks {
-        print_line(&bar, &heading(&shape, false))?;
+        let beside = if host.is_some() { "  host: loss       norm" } else { "" };
+        print_line(&bar, &(heading(&shape, false) + beside))?;
     }
     let (mut taken, mut time, mut worst) = (Vec::new(), Duration::ZERO, 0.0f64);
     for number in 0..args.steps {
@@ -161,7 +162,7 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
             let apart = (losses[0] - expected.losses[0]).abs() / expected.losses[0];
             // NaN is apart, and stays so.
             worst = if apart <= worst || worst.is_nan() { worst } else { apart };
-            said += &format!("  host {:>8.4} {:>9.4}", expected.losses[0], expected.gradient_norm);
+            said += &format!("  {:>10.4}  {:>9.4}", expected.losses[0], expected.gradient_norm);
         }
         if !args.json && speaks {
             print_line(&bar, &said)?;
