@@ -153,10 +153,15 @@ struct Entry {
 }
 
 /// A search at a glance.
-const AT_A_GLANCE: Limits = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan };
+const AT_A_GLANCE: Limits = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan, proves: false };
 
 /// A search that only says whether anything fits.
 const WHETHER_ANY_FITS: Limits = Limits { timings: 0, ..AT_A_GLANCE };
+
+/// A long search. Nobody asks how much shorter a timetable could be.
+fn long_search(problem: &Problem) -> Limits {
+    Limits { proves: false, ..Limits::for_problem(problem) }
+}
 
 impl Entry {
     /// With the job's placement: stages of about equal cost, and another cut where that promises more.
@@ -208,7 +213,7 @@ impl Entry {
             if shortest.is_some_and(|shortest| pipeline::lower_bound(&problem) >= shortest || fits_nowhere()) {
                 continue;
             }
-            let limits = Limits::for_problem(&problem);
+            let limits = long_search(&problem);
             let entry = Self::new(&self.job, wanted, chunks, limits, known)?;
             known.push(entry.tried.timetable.clone());
             if entry.tried.lacks == Bytes::ZERO {
@@ -231,7 +236,7 @@ impl Entry {
     /// The plans after a long search: with layers as they are rewritten, and, since those may hold more at a time, with plain ones.
     fn in_full(self, known: &[Timetable]) -> Result<Vec<Tried>> {
         let Self { job, wanted, chunks, tried, limits: before, .. } = self;
-        let limits = |chunks: &Chunks| Limits::for_problem(&chunks.problem(&job));
+        let limits = |chunks: &Chunks| long_search(&chunks.problem(&job));
         let mut plans = vec![tried];
         if job.training.overlap == PairOrder::Search && !rewrite::none_allowed(&job) {
             let rewritten = inside_chunks_as(&job, &wanted)?;

@@ -15,7 +15,7 @@ pub mod search;
 mod zb_h1;
 mod zb_v;
 
-pub use bound::{Bounds, bounds, lower_bound};
+pub use bound::{Bounds, bounds, lower_bound, tight_bound};
 pub use exact::{Exact, exact};
 pub use replay::{Replay, Span, replay};
 

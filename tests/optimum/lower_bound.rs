@@ -2,7 +2,7 @@
 
 use dualweave::ir::{BackwardWorkspace, Hops, Layout, PairCost, Placement, Problem, StageCost};
 use dualweave::job::training::ScheduleKind;
-use dualweave::passes::pipeline::{generate, lower_bound, replay};
+use dualweave::passes::pipeline::{generate, lower_bound, replay, tight_bound};
 use dualweave::units::Nanos;
 
 use crate::small_pipelines::{Draw, SHAPES, Search};
@@ -16,7 +16,8 @@ fn no_timetable_of_a_small_instance_is_below_the_bound() {
             let layout = Layout::new(placement, ranks, per_rank, micro_batches);
             let problem = draw.problem(layout, round);
             let Some(optimum) = Search::new(&problem).optimum() else { continue };
-            let bound = lower_bound(&problem).0;
+            let bound = tight_bound(&problem).0;
+            assert!(lower_bound(&problem).0 <= bound);
             assert!(bound <= optimum, "bound {bound}, but {optimum} can be reached: {problem:?}");
             met += u32::from(bound == optimum);
             total += 1;
@@ -43,12 +44,39 @@ fn holds_where_chunks_grow() {
                 memory.workspace.stages = (0..layout.stages).map(|_| backward()).collect();
             }
             let Some(optimum) = Search::new(&problem).optimum() else { continue };
-            let bound = lower_bound(&problem).0;
+            let bound = tight_bound(&problem).0;
+            assert!(lower_bound(&problem).0 <= bound);
             assert!(bound <= optimum, "bound {bound}, but {optimum} can be reached: {problem:?}");
             total += 1;
         }
     }
     assert!(total > 20, "{total}");
+}
+
+/// Where pairs save a part of F and B, as in `benches/pipeline_grid.rs`, the orders of ranks prove more than counts do, and never too
+/// much.
+#[test]
+fn holds_where_pairs_save() {
+    let mut draw = Draw(6);
+    let (mut more, mut total) = (0, 0);
+    for (placement, ranks, per_rank, micro_batches) in SHAPES {
+        for round in 0..24 {
+            let layout = Layout::new(placement, ranks, per_rank, micro_batches);
+            let mut problem = draw.problem(layout, round);
+            let tenths = 5 + draw.below(5);
+            let cost = |f: u32, b: u32| problem.stages[f as usize].f + problem.stages[b as usize].b;
+            let pairs = (0..layout.stages).flat_map(|f| (0..layout.stages).map(move |b| (f, b)));
+            let pairs = pairs.map(|(f, b)| ((f, b), Nanos((cost(f, b).0 * tenths).div_ceil(10))));
+            problem.pair = PairCost::Table(pairs.collect());
+            let Some(optimum) = Search::new(&problem).optimum() else { continue };
+            let bound = tight_bound(&problem);
+            assert!(bound.0 <= optimum, "bound {bound}, but {optimum} can be reached: {problem:?}");
+            more += u32::from(bound > lower_bound(&problem));
+            total += 1;
+        }
+    }
+    println!("orders prove more in {more} of {total}");
+    assert!(more > 0);
 }
 
 /// With equal costs ZB-H1 is optimal: the last rank starts P-1 late and then has no bubble. Bound and replay must meet.

@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::lines::{Line, Lines, Step};
 use super::pairs::{Partners, Run};
+use super::turns::Floors;
 use crate::units::Nanos;
 
 /// How far a timetable is known, and what is known of the rest.
@@ -60,7 +61,11 @@ impl Progress {
 }
 
 /// Least times.
-pub(in crate::passes::pipeline) struct Heads(Vec<Times>);
+pub(in crate::passes::pipeline) struct Heads {
+    lines: Vec<Times>,
+    /// What is known besides.
+    floors: Option<Floors>,
+}
 
 /// Those of one line. Micro-batches are counted in the order in which they come to a step.
 struct Times {
@@ -81,30 +86,30 @@ struct Before {
 }
 
 impl Heads {
-    /// Nothing is known.
-    pub fn new(lines: &Lines) -> Self {
+    /// Nothing is filled.
+    pub fn new(lines: &Lines, floors: Option<Floors>) -> Self {
         let times = |line: &Line| Times {
             count: line.count,
             starts: vec![Nanos::ZERO; line.steps.len() * line.count],
             ends: vec![Nanos::ZERO; line.steps.len() * line.count],
             weights: vec![Nanos::ZERO; line.stages() * line.count],
         };
-        Self(lines.lines.iter().map(times).collect())
+        Self { lines: lines.lines.iter().map(times).collect(), floors }
     }
 
     /// The start of the `k`-th action that has a step.
     pub fn start(&self, line: usize, step: usize, k: usize) -> Nanos {
-        self.0[line].starts[step * self.0[line].count + k]
+        self.lines[line].starts[step * self.lines[line].count + k]
     }
 
     /// The end of the `k`-th action that has a step.
     pub fn end(&self, line: usize, step: usize, k: usize) -> Nanos {
-        self.0[line].ends[step * self.0[line].count + k]
+        self.lines[line].ends[step * self.lines[line].count + k]
     }
 
     /// The end of the `k`-th W of a stage.
     fn weights_end(&self, line: usize, stage: usize, k: usize) -> Nanos {
-        self.0[line].weights[stage * self.0[line].count + k]
+        self.lines[line].weights[stage * self.lines[line].count + k]
     }
 
     /// The least time at which the share of the `k`-th W of a stage begins: behind the share of I, if both are in one action.
@@ -115,7 +120,7 @@ impl Heads {
 
     /// Sets the times of the `k`-th action that has a step.
     pub fn set(&mut self, line: usize, step: usize, k: usize, (start, end): (Nanos, Nanos)) {
-        let times = &mut self.0[line];
+        let times = &mut self.lines[line];
         times.starts[step * times.count + k] = start;
         times.ends[step * times.count + k] = end;
     }
@@ -141,7 +146,7 @@ impl Heads {
                     let stage = line.steps[step].stage;
                     if step >= line.stages() && k >= progress.weights[at][stage] {
                         let end = self.weights(lines, progress, (at, stage, k));
-                        self.0[at].weights[stage * line.count + k] = end;
+                        self.lines[at].weights[stage * line.count + k] = end;
                     }
                 }
             }
@@ -182,11 +187,12 @@ impl Heads {
                 }
             }
             let chunk = &line.chunks[step];
-            if let Some(freed) = chunk.slots_for_weights.and_then(|slots| k.checked_sub(slots))
-                && freed >= progress.weights[at][step]
-            {
-                start = start.max(self.weights_end(at, step, freed));
-                before.block.add(self.weights_start(lines, at, step, freed), chunk.shares.w);
+            for &(stage, slots) in &chunk.weights_before {
+                let Some(freed) = k.checked_sub(slots).filter(|&freed| freed >= progress.weights[at][stage]) else {
+                    continue;
+                };
+                start = start.max(self.weights_end(at, stage, freed));
+                before.block.add(self.weights_start(lines, at, stage, freed), line.chunks[stage].shares.w);
             }
         }
         start = start.max(before.block.end());
@@ -219,6 +225,10 @@ impl Heads {
         if let Some(first) = k.checked_sub(limit).filter(|&first| first >= done[step]) {
             let first = if first == k { start } else { self.start(at, step, first) };
             end = end.max(before.run.extend(first, own.pair) + own.least * limit as u64);
+        }
+        if let Some(floors) = &self.floors {
+            let floor = floors.of(lines, at, step, k);
+            (start, end) = (start.max(floor.0), end.max(floor.1).max(floor.0 + own.least));
         }
         (start, end)
     }

@@ -7,6 +7,7 @@ use super::one_machine::machines;
 use super::pairs::Window;
 use super::tails::Tails;
 use super::trade::Trade;
+use super::turns::{self, Asked, Floors};
 use crate::ir::Problem;
 use crate::units::Nanos;
 
@@ -16,15 +17,25 @@ pub(in crate::passes::pipeline) struct Known {
     pub alone: Vec<Alone>,
     pub heads: Heads,
     pub tails: Tails,
+    /// Of heads and tails, what no order of a rank can go below.
+    floors: Option<[Floors; 2]>,
+}
+
+/// By what is refuted.
+pub(super) enum Depth {
+    /// How many actions are in no pair, and for how long chunks are held.
+    Counts,
+    /// The orders that ranks can have, too. It may be known what holds where timetables may be longer.
+    Orders(Option<Known>),
 }
 
 /// So often heads and tails are computed again, from what the last ones have shown. Most often the second time changes nothing.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 16;
 
 impl Known {
     /// Of all timetables.
     pub fn of_all(lines: &Lines) -> Self {
-        Self::new(lines, vec![Alone::ALL; lines.on_rank.len()])
+        Self::new(lines, vec![Alone::ALL; lines.on_rank.len()], None)
     }
 
     /// Of timetables no longer than `within`, if none is shorter than `proved`. `None`: there are none.
@@ -32,9 +43,18 @@ impl Known {
     /// A rank has time for so many actions outside of pairs only. Where all others are pairs, micro-batches take longer on their
     /// ways, and ranks have to wait for them.
     pub fn within(problem: &Problem, lines: &Lines, within: Nanos, proved: Nanos) -> Option<Self> {
-        let mut known = Self::of_all(lines);
+        Self::from(problem, lines, within, proved, &Depth::Orders(None))
+    }
+
+    /// The same, by some arguments.
+    pub(super) fn from(problem: &Problem, lines: &Lines, within: Nanos, proved: Nanos, depth: &Depth) -> Option<Self> {
+        let mut known = match depth {
+            Depth::Orders(Some(longer)) => Self::new(lines, longer.alone.clone(), longer.floors.clone()),
+            Depth::Counts | Depth::Orders(None) => Self::of_all(lines),
+        };
+        let mut asked = Asked::default();
         for _ in 0..ROUNDS {
-            let Self { alone, heads, tails } = &known;
+            let Self { alone, heads, tails, .. } = &known;
             let progress = Progress::none(lines, alone.clone());
             if chains(lines, heads, tails, &progress) > within {
                 return None;
@@ -48,21 +68,30 @@ impl Known {
             if crowd::bound(problem, lines, heads, tails, &most, proved) > within {
                 return None;
             }
-            let next: Vec<Alone> = most.iter().map(|&most| Alone { forwards: most, backwards: most }).collect();
-            if next == *alone {
-                return (machines(lines, heads, tails, &progress, within) <= within).then_some(known);
+            let mut raised = false;
+            let mut floors = known.floors.clone().unwrap_or_else(|| [(); 2].map(|()| Floors::none(lines)));
+            let [from_start, from_end] = &mut floors;
+            let ranks = if matches!(depth, Depth::Orders(_)) { lines.on_rank.len() } else { 0 };
+            for rank in 0..ranks {
+                let floors = (&mut *from_start, &mut *from_end);
+                raised |= turns::narrow(problem, lines, (heads, tails), floors, &mut asked, rank, within)?;
             }
-            known = Self::new(lines, next);
+            let next: Vec<Alone> = most.iter().map(|&most| Alone { forwards: most, backwards: most }).collect();
+            if next == *alone && !raised {
+                break;
+            }
+            known = Self::new(lines, next, raised.then_some(floors).or(known.floors));
         }
-        Some(known)
+        let progress = Progress::none(lines, known.alone.clone());
+        (machines(lines, &known.heads, &known.tails, &progress, within) <= within).then_some(known)
     }
 
     /// If on each rank so many may be alone.
-    fn new(lines: &Lines, alone: Vec<Alone>) -> Self {
-        let tails = Tails::new(lines, &alone);
-        let mut heads = Heads::new(lines);
+    fn new(lines: &Lines, alone: Vec<Alone>, floors: Option<[Floors; 2]>) -> Self {
+        let tails = Tails::new(lines, &alone, floors.as_ref().map(|[_, from_end]| from_end));
+        let mut heads = Heads::new(lines, floors.as_ref().map(|[from_start, _]| from_start.clone()));
         heads.fill(lines, &Progress::none(lines, alone.clone()));
-        Self { alone, heads, tails }
+        Self { alone, heads, tails, floors }
     }
 
     /// Per rank.

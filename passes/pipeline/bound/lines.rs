@@ -74,8 +74,10 @@ pub(in crate::passes::pipeline) struct Chunk {
     pub forward_alone: Nanos,
     /// I and W outside of a pair, in whichever way is shorter.
     pub backward_alone: Nanos,
-    /// F starts only when W of the micro-batch that is so many before it has ended.
-    pub slots_for_weights: Option<usize>,
+    /// Stages whose W its F waits for, of a micro-batch that is so many before it.
+    pub weights_before: Vec<(usize, usize)>,
+    /// Stages whose F waits for its W, of a micro-batch that is so many behind it.
+    pub forwards_behind: Vec<(usize, usize)>,
 }
 
 /// Shares of F, I and W in their rank's time: an action takes at least the shares of what it has, whether B is whole or split
@@ -156,7 +158,8 @@ impl Line {
             weights: cost.weights,
             forward_alone: cost.forward_alone,
             backward_alone: cost.backward_alone,
-            slots_for_weights: None,
+            weights_before: Vec::new(),
+            forwards_behind: Vec::new(),
         });
         let mut line = Self { count, steps, reach, chunks: chunks.collect() };
         if let Some(memory) = &problem.memory {
@@ -174,12 +177,23 @@ impl Line {
     /// hold their chunks of s and of the stages before it. And j holds one more of each stage from there to t, or must once: it has
     /// come to t or must come there, and nothing of j, …, k goes before. So (k + 1 - j) Σ before + Σ from there ≤ limit.
     ///
+    /// If t < s, then j, …, k - 1 hold their chunks of t and of the stages before it, and k those up to s.
+    ///
     /// With W it is simpler. Even if k is the only one whose I has not ended, those that wait for their W hold `for_weights` each.
     fn set_slots(&mut self, memory: &Memory, limit: u64, on_rank: &[usize]) {
         let mut before = 0_u64;
         for (at, &stage) in on_rank.iter().enumerate() {
-            let StageMemory { activation, for_weights } = memory.stages[stage];
-            before = before.saturating_add(activation);
+            let mut until_there = 0_u64;
+            let rest = limit.checked_sub(before.saturating_add(memory.stages[stage].activation));
+            for (nth, &until) in on_rank[..at].iter().enumerate() {
+                until_there = until_there.saturating_add(memory.stages[until].activation);
+                if nth + NEAR >= at
+                    && let Some(count) = rest.and_then(|rest| rest.checked_div(until_there))
+                {
+                    self.add_slots(stage, until, whole(count).saturating_add(1));
+                }
+            }
+            before = before.saturating_add(memory.stages[stage].activation);
             let mut from_there = 0_u64;
             for (nth, &until) in on_rank[at..].iter().take(NEAR).enumerate() {
                 if nth > 0 {
@@ -188,13 +202,23 @@ impl Line {
                 let count = limit.checked_sub(from_there).and_then(|rest| rest.checked_div(before));
                 // Where not even one fits there is no timetable, and nothing to bound.
                 let Some(count) = count.map(whole).filter(|&count| count > 0) else { continue };
-                let input = self.input(until);
-                self.steps[stage].slots.push(Slots { step: input, count });
-                self.steps[input].slots.push(Slots { step: stage, count });
+                self.add_slots(stage, until, count);
             }
-            let waiting = limit.checked_sub(before).and_then(|rest| rest.checked_div(for_weights.min(activation)));
-            self.chunks[stage].slots_for_weights = waiting.map(|waiting| whole(waiting).saturating_add(1));
+            for &until in on_rank[..=at].iter().rev().take(NEAR) {
+                let StageMemory { activation, for_weights } = memory.stages[until];
+                let waiting = rest.and_then(|rest| rest.checked_div(for_weights.min(activation)));
+                let Some(waiting) = waiting.map(|waiting| whole(waiting).saturating_add(1)) else { continue };
+                self.chunks[stage].weights_before.push((until, waiting));
+                self.chunks[until].forwards_behind.push((stage, waiting));
+            }
         }
+    }
+
+    /// F of a stage waits for I of the stage `until`.
+    fn add_slots(&mut self, stage: usize, until: usize, count: usize) {
+        let input = self.input(until);
+        self.steps[stage].slots.push(Slots { step: input, count });
+        self.steps[input].slots.push(Slots { step: stage, count });
     }
 
     /// Stages of the line.

@@ -8,6 +8,7 @@
 //! - [`one_machine`]: a rank as one machine with heads and tails.
 //! - [`trade`]: a rank's work, where what fills the ends of its time is not overlapped.
 //! - [`crowd`]: Little's law: what chunks hold, and how long.
+//! - [`turns`]: the orders that a rank can have, by dynamic programming.
 //! - [`known`]: all of these on the supposition that a timetable is no longer than some makespan, which limits how many actions can be
 //!   outside of pairs, which makes heads and tails longer, and so on; until nothing changes, or the supposition is refuted.
 
@@ -20,6 +21,7 @@ mod one_machine;
 mod pairs;
 mod tails;
 mod trade;
+mod turns;
 
 pub(super) use heads::{Alone, Heads, Progress};
 pub(super) use known::{Known, chains};
@@ -29,6 +31,7 @@ pub(super) use tails::Tails;
 
 use crate::ir::Problem;
 use crate::units::Nanos;
+use known::Depth;
 use trade::Trade;
 
 /// A makespan that no timetable over the problem's placement is below. If memory lets no timetable through, it is any number.
@@ -36,6 +39,17 @@ use trade::Trade;
 /// About linear in the number of chunks.
 pub fn lower_bound(problem: &Problem) -> Nanos {
     bounds(problem).best()
+}
+
+/// As [`lower_bound`], by one argument more: in what orders each rank can run its actions. That takes up to some seconds, however large
+/// the problem is.
+pub fn tight_bound(problem: &Problem) -> Nanos {
+    let bound = lower_bound(problem);
+    let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
+    if !(1..=REFUTED_CHUNKS).contains(&chunks) {
+        return bound;
+    }
+    refute_from(problem, &Lines::new(problem), bound, true)
 }
 
 /// Lower bounds of the makespan, by the argument behind them.
@@ -75,7 +89,7 @@ pub fn bounds(problem: &Problem) -> Bounds {
         refuted: Nanos::ZERO,
     };
     if u64::from(layout.stages) * u64::from(layout.micro_batches) <= REFUTED_CHUNKS {
-        bounds.refuted = refute_from(problem, &lines, bounds.best());
+        bounds.refuted = refute_from(problem, &lines, bounds.best(), false);
     }
     bounds
 }
@@ -87,24 +101,28 @@ const REFUTED_CHUNKS: u64 = 1 << 19;
 const FIRST_STEP: u64 = 1024;
 
 /// The search ends when it knows the least makespan that it cannot refute to a part in so many.
-const ACCURACY: u64 = 4096;
+const ACCURACY: u64 = 2048;
 
 /// The largest makespan found such that no timetable is below it, where none is below `bound`.
-fn refute_from(problem: &Problem, lines: &Lines, bound: Nanos) -> Nanos {
-    let is_refuted = |within, proved| Known::within(problem, lines, within, proved).is_none();
+fn refute_from(problem: &Problem, lines: &Lines, bound: Nanos, by_orders: bool) -> Nanos {
+    let depth = |known: Option<Known>| if by_orders { Depth::Orders(known) } else { Depth::Counts };
     let (mut proved, mut step) = (bound, Nanos((bound.0 / FIRST_STEP).max(1)));
     // Up to the first that is not refuted; `open` is at least that long.
     let mut open = proved + step;
-    while open < Nanos(u64::MAX) && is_refuted(open.saturating_sub(Nanos(1)), proved) {
+    let mut known = depth(None);
+    while open < Nanos(u64::MAX) {
+        if let Some(open) = Known::from(problem, lines, open.saturating_sub(Nanos(1)), proved, &depth(None)) {
+            known = depth(Some(open));
+            break;
+        }
         (proved, step) = (open, step * 2);
         open = proved + step;
     }
     while open.saturating_sub(proved).0 > bound.0 / ACCURACY + 1 {
         let middle = proved + Nanos(open.saturating_sub(proved).0 / 2);
-        if is_refuted(middle.saturating_sub(Nanos(1)), proved) {
-            proved = middle;
-        } else {
-            open = middle;
+        match Known::from(problem, lines, middle.saturating_sub(Nanos(1)), proved, &known) {
+            None => proved = middle,
+            Some(shorter) => (open, known) = (middle, depth(Some(shorter))),
         }
     }
     proved

@@ -4,6 +4,7 @@ use super::block::Block;
 use super::heads::Alone;
 use super::lines::{Line, Lines, Step};
 use super::pairs::{Partners, Run};
+use super::turns::Floors;
 use crate::units::Nanos;
 
 /// Least times: [`Heads`](super::heads::Heads) with time turned round.
@@ -50,8 +51,8 @@ impl Tails {
         self.0[line].weights[stage * self.0[line].count + q]
     }
 
-    /// Computes them, if on each rank so many may be alone. Linear in steps × micro-batches.
-    pub fn new(lines: &Lines, alone: &[Alone]) -> Self {
+    /// Computes them, if on each rank so many may be alone, and so much is known. Linear in steps × micro-batches.
+    pub fn new(lines: &Lines, alone: &[Alone], floors: Option<&Floors>) -> Self {
         let times = |line: &Line| Times {
             count: line.count,
             starts: vec![Nanos::ZERO; line.steps.len() * line.count],
@@ -76,7 +77,13 @@ impl Tails {
                         let end = tails.weights(line, at, stage, q);
                         tails.0[at].weights[stage * line.count + q] = end;
                     }
-                    let (start, end, share) = tails.step(lines, alone, (at, step, q), &mut behind[at][step]);
+                    let (mut start, mut end, mut share) =
+                        tails.step(lines, alone, (at, step, q), &mut behind[at][step]);
+                    if let Some(floors) = floors {
+                        let floor = floors.of(lines, at, step, q);
+                        (end, share) = (end.max(floor.1), share.max(floor.1));
+                        start = start.max(floor.0).max(line.steps[step].least + share);
+                    }
                     let times = &mut tails.0[at];
                     times.starts[step * line.count + q] = start;
                     times.ends[step * line.count + q] = end;
@@ -91,8 +98,9 @@ impl Tails {
     fn weights(&self, line: &Line, at: usize, stage: usize, q: usize) -> Nanos {
         let chunk = &line.chunks[stage];
         let later = q.checked_sub(1).map(|later| self.weights_end(at, stage, later) + chunk.weights);
-        let waits = chunk.slots_for_weights.and_then(|slots| q.checked_sub(slots));
-        later.into_iter().chain(waits.map(|waits| self.start(at, stage, waits))).max().unwrap_or(Nanos::ZERO)
+        let waits = |&(stage, slots): &(usize, usize)| q.checked_sub(slots).map(|waits| self.start(at, stage, waits));
+        let waits = chunk.forwards_behind.iter().filter_map(waits);
+        later.into_iter().chain(waits).max().unwrap_or(Nanos::ZERO)
     }
 
     /// From the start of a step, from its end, and from that of its share. Behind it come: the next step with its

@@ -2,7 +2,7 @@
 //!
 //! Timetables are built action by action, each as soon as it can start ([`state`]). What may come next is cut down to what some
 //! shortest timetable must have ([`moves`]); partial timetables that are nowhere earlier than one seen before are left out
-//! ([`seen`]); and so are those whose rest cannot be short enough, by the bounds of [`lower_bound`] for that rest.
+//! ([`seen`]); and so are those whose rest cannot be short enough, by the bounds of [`bound`](super::bound) for that rest.
 //!
 //! It is meant for some hundreds of actions. Larger problems run into the limit, and then only the bound counts.
 
@@ -10,7 +10,7 @@ mod moves;
 mod seen;
 mod state;
 
-use super::bound::{Known, Lines, lower_bound};
+use super::bound::{Known, Lines, tight_bound};
 use super::replay;
 use crate::ir::{Memory, Problem, Timetable, Workspace};
 use crate::units::Nanos;
@@ -50,10 +50,10 @@ pub fn exact(problem: &Problem, below: Nanos, nodes: u64) -> Exact {
     let grows =
         |memory: &Memory| memory.workspace != Workspace::default() || memory.stages.iter().any(|held| held.added() > 0);
     if problem.memory.as_ref().is_some_and(grows) {
-        return Exact::Open { found: None, bound: lower_bound(problem) };
+        return Exact::Open { found: None, bound: tight_bound(problem) };
     }
     let mut least = below.min(everything(problem) + Nanos(1));
-    let mut bound = lower_bound(problem);
+    let mut bound = tight_bound(problem);
     let mut best = match search(problem, least, bound, nodes.div_ceil(2)) {
         Exact::Open { found, .. } => found,
         closed => return closed,

@@ -30,7 +30,7 @@ impl<'a> State<'a> {
     /// Nothing is in it. Only timetables count of which this is known.
     pub fn new(problem: &'a Problem, lines: Lines, known: Known) -> Self {
         let ranks = lines.on_rank.len();
-        let Known { alone, heads, tails } = known;
+        let Known { alone, heads, tails, .. } = known;
         let progress = Progress::none(&lines, alone.clone());
         let used = vec![Alone { forwards: 0, backwards: 0 }; ranks];
         Self { problem, lines, progress, heads, tails, alone, used, held: vec![0; ranks], made: Vec::new() }

@@ -78,6 +78,8 @@ pub struct Limits {
     pub nodes: u64,
     /// What is made short.
     pub objective: Objective,
+    /// Whether it is worth some seconds to prove how short a timetable can be; else the bound is what is proved at once.
+    pub proves: bool,
 }
 
 impl Limits {
@@ -85,7 +87,7 @@ impl Limits {
     pub fn for_problem(problem: &Problem) -> Self {
         let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
         let nodes = if chunks <= EXACT.0 { EXACT.1 } else { 0 };
-        Self { timings: 20_000_000 + 2_000 * chunks, nodes, objective: Objective::Makespan }
+        Self { timings: 20_000_000 + 2_000 * chunks, nodes, objective: Objective::Makespan, proves: true }
     }
 }
 
@@ -107,8 +109,7 @@ struct Goal {
 }
 
 impl Goal {
-    fn new(problem: &Problem, model: &Model, objective: Objective) -> Self {
-        let makespan = super::lower_bound(problem).0;
+    fn new(model: &Model, objective: Objective, makespan: u64) -> Self {
         let span = model.of_rank.iter().map(|held| model.least_work(held)).max().unwrap_or(0);
         let least = match objective {
             Objective::Makespan => [makespan, span],
@@ -192,7 +193,8 @@ pub fn search(problem: &Problem, limits: &Limits) -> Result<Found> {
 pub fn search_from(problem: &Problem, limits: &Limits, known: &[Timetable]) -> Result<Found> {
     check(problem)?;
     let model = Model::new(problem)?;
-    let goal = Goal::new(problem, &model, limits.objective);
+    let bound = if limits.proves { super::tight_bound(problem) } else { super::lower_bound(problem) };
+    let goal = Goal::new(&model, limits.objective, bound.0);
     let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
     pool.offer_published(problem);
     for timetable in known.iter().filter(|timetable| timetable.layout == problem.layout) {
@@ -206,7 +208,7 @@ pub fn search_from(problem: &Problem, limits: &Limits, known: &[Timetable]) -> R
     let Some((_, orders, origin)) = pool.best else {
         return Err(Error::new("no rule of the search makes a timetable for this pipeline"));
     };
-    let found = Found { timetable: model.timetable(problem, &orders), origin, bound: super::lower_bound(problem) };
+    let found = Found { timetable: model.timetable(problem, &orders), origin, bound };
     if limits.nodes == 0 || limits.objective != Objective::Makespan {
         Ok(found)
     } else {
@@ -433,7 +435,7 @@ impl Pool<'_> {
             let layout = Layout { micro_batches: few, ..problem.layout };
             let shorter = Problem { layout, ..problem.clone() };
             let model = Model::new(&shorter)?;
-            let goal = Goal::new(&shorter, &model, self.goal.objective);
+            let goal = Goal::new(&model, self.goal.objective, super::lower_bound(&shorter).0);
             let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
             pool.offer_published(&shorter);
             let rules = pool.search(&mut work.share(parts));

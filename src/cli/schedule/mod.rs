@@ -18,7 +18,7 @@ use crate::ir::{Layout, Placement, Problem, Timetable};
 use crate::job::training::ScheduleKind;
 use crate::passes::pipeline::search::{Found, Limits, Origin, search};
 use crate::passes::pipeline::{
-    MAX_CHUNKS, MAX_RANKS, MAX_STAGES_PER_RANK, generate, lower_bound, precondition, replay,
+    MAX_CHUNKS, MAX_RANKS, MAX_STAGES_PER_RANK, generate, precondition, replay, tight_bound,
 };
 use crate::units::Nanos;
 use crate::view::chart::Axis;
@@ -197,7 +197,7 @@ fn published(args: &Args, placement: Placement) -> Result<Answer> {
         }
         problem.memory = Some(memory);
     }
-    let bound = lower_bound(&problem);
+    let bound = tight_bound(&problem);
     Ok(Answer { problem, timetable, origin: None, bound, axis: Axis { places, unit: "" }, parts: 1 })
 }
 
