@@ -239,31 +239,17 @@ impl Experts {
         })
     }
 
-    /// F of dispatch. `tokens`: all.
+    /// Dispatch. `tokens`: all; `first`: in F, and not once more for the backward, where it is known where rows go.
     pub fn dispatch(
         &self,
         context: &Context,
         exchange: &mut Exchange,
         parts: &Parts,
-        tokens: Slice<Bf16>,
+        (tokens, first): (Slice<Bf16>, bool),
     ) -> Result<()> {
         self.each(parts).try_for_each(|(part, ways)| {
             let (routed, target) = (self.routed(context.blocks, part), part.target(context.blocks, ways.there));
-            part.passages[0].send(context, exchange, (ways.there, true), tokens, &routed, target)
-        })
-    }
-
-    /// Dispatch once more, for the backward: where rows go is known.
-    pub fn dispatch_again(
-        &self,
-        context: &Context,
-        exchange: &mut Exchange,
-        parts: &Parts,
-        tokens: Slice<Bf16>,
-    ) -> Result<()> {
-        self.each(parts).try_for_each(|(part, ways)| {
-            let (routed, target) = (self.routed(context.blocks, part), part.target(context.blocks, ways.there));
-            part.passages[0].send(context, exchange, (ways.there, false), tokens, &routed, target)
+            part.passages[0].send(context, exchange, (ways.there, first), tokens, &routed, target)
         })
     }
 

@@ -187,7 +187,7 @@ impl LayerUnit {
         match &self.last {
             Last::Dense(_) => Ok(()),
             Last::Experts { routed, .. } => {
-                routed.dispatch(context, exchange, parts, self.tokens.values(context.blocks))
+                routed.dispatch(context, exchange, parts, (self.tokens.values(context.blocks), true))
             }
         }
     }
@@ -197,7 +197,7 @@ impl LayerUnit {
         match &self.last {
             Last::Dense(_) => Ok(()),
             Last::Experts { routed, .. } => {
-                routed.dispatch_again(context, exchange, parts, self.tokens.values(context.blocks))
+                routed.dispatch(context, exchange, parts, (self.tokens.values(context.blocks), false))
             }
         }
     }
@@ -218,7 +218,7 @@ impl LayerUnit {
         if !exchange.alone {
             return routed.forward(context, exchange, parts, tokens);
         }
-        routed.dispatch(context, exchange, parts, tokens)?;
+        routed.dispatch(context, exchange, parts, (tokens, true))?;
         routed.forward(context, exchange, parts, tokens)?;
         routed.combine(context, exchange, parts)
     }
@@ -261,7 +261,7 @@ impl LayerUnit {
                 let tokens = self.tokens.values(context.blocks);
                 let exchange = exchange.ok_or_else(|| Error::new("computes experts again without an exchange"))?;
                 if exchange.alone {
-                    routed.dispatch_again(context, exchange, parts, tokens)?;
+                    routed.dispatch(context, exchange, parts, (tokens, false))?;
                 }
                 routed.again(context, exchange, parts, tokens)?;
                 let Some(shared) = shared else { return Ok(()) };
