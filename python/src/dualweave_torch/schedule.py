@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+
+from .overlap import interleave_pairs
 
 _COMPUTATION = re.compile(r"(\d+)([FBIW])(\d+)")
 _COMMUNICATION = re.compile(r"\d+(SEND|RECV)_[FB]\d+")
@@ -58,12 +61,13 @@ def load(
     loss_fn: Callable[..., torch.Tensor] | None = None,
     *,
     scale_grads: bool = True,
+    interleave: bool = False,
 ) -> _PipelineScheduleRuntime:
     """PyTorch's runtime for a schedule.
 
     ``stages`` are those of this rank: ``ScheduleFile.stages_by_rank[rank]``. The rest is as for PyTorch's own schedules: call
-    ``step`` on what is returned. Pairs (``OVERLAP_F_B``) run their forward and their backward one after the other unless a function for
-    them is registered (``register_custom_function``).
+    ``step`` on what is returned. Pairs (``OVERLAP_F_B``) run their forward and their backward one after the other, or with ``interleave``
+    in turns (`dualweave_torch.overlap`).
 
     Raises ``ValueError`` if the stages are others than the file has for this rank.
     """
@@ -80,6 +84,20 @@ def load(
             f"{schedule.path} has stages {list(schedule.stages_by_rank[rank])} of {schedule.stages} on rank {rank}, "
             f"not {given} of {stages[0].num_stages}"
         )
+    for stage in stages:
+        _let_meet(stage)
     runtime = _PipelineScheduleRuntime(list(stages), schedule.micro_batches, loss_fn, scale_grads=scale_grads)
     runtime._load_csv(schedule.path, format="compute_comms" if schedule.communicates else "compute_only")
+    if interleave:
+        interleave_pairs(runtime)
     return runtime
+
+
+def _let_meet(stage: PipelineStage) -> None:
+    """PyTorch before 2.13 first has neighbours send to each other, also those that are on one rank, which gloo refuses."""
+    sends = stage._get_init_p2p_neighbors_ops
+
+    def to_others() -> list[dist.P2POp]:
+        return [op for op in sends() if op.group_peer != stage.group_rank]
+
+    stage._get_init_p2p_neighbors_ops = to_others  # type: ignore[method-assign]
