@@ -29,7 +29,11 @@ def _start_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _now(rows: torch.Tensor) -> torch.cuda.Event | None:
     """When what the current stream has to do for these rows is done; None on CPUs, where it is."""
-    return torch.cuda.current_stream(rows.device).record_event() if rows.is_cuda else None
+    if not rows.is_cuda:
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(rows.device))
+    return event
 
 
 class _Flight:

@@ -33,7 +33,7 @@ class PairEnded(RuntimeError):
     """Ends a half because the other one has failed. What `run_pair` raises is the other's error."""
 
 
-#: What happened: the half, or None outside of pairs; "start" or "wait"; of which exchange.
+#: What happened: the half, or None outside of pairs; "ready" (and a turn of the other half), "start" or "wait"; of which exchange.
 Record = list[tuple[Half | None, str, str]]
 
 _records: list[Record] = []
