@@ -54,17 +54,15 @@ impl Program {
         main.step == Step::Main && main.component == Component::Mlp && !self.ops.iter().any(apart)
     }
 
-    /// Whether the main op of an attention or MLP in I computes again by itself what was not kept: there is no op that does so.
-    pub fn with_again(&self, op: usize) -> bool {
+    /// Of which tokens other ops compute again what an op of I reads and was not kept. The main op of an attention or MLP does so by
+    /// itself for all others that it works on.
+    pub fn again_apart(&self, op: usize) -> Vec<Tokens> {
         let main = &self.ops[op];
-        let apart = |other: &ProgramOp| {
+        let apart = |other: &&ProgramOp| {
             other.step == Step::Again
                 && (other.component, other.phase, other.unit) == (main.component, main.phase, main.unit)
         };
-        main.step == Step::Main
-            && main.phase == Phase::I
-            && matches!(main.component, Component::Attention | Component::Mlp)
-            && !self.ops.iter().any(apart)
+        self.ops.iter().filter(apart).map(|other| other.tokens).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plans on GPUs whose programs have other forms than the plain one: tokens in parts, exchanges in FP8 or by copy engines, and what is computed
 //! again. Against the host, and where a form is to give the same bits, against the plan without it.
 
-use dualweave::ir::{Component, Phase, Program, ProgramOp, Step, Tokens, Unit, Work};
+use dualweave::ir::{Component, Phase, Program, ProgramOp, Step, Tokens, Work};
 use dualweave::job::Job;
 use dualweave::job::model::{Dtype, Precision};
 use dualweave::job::training::ScheduleKind;
@@ -396,56 +396,124 @@ fn pairs_that_compute_again() {
     every(&cases, on_every_number_of_gpus);
 }
 
-/// Programs as `compile` makes them of large layers, with all its rules; the model that is run is small.
+/// Recomputation of parts of the tokens, all of them or some, by ops of its own.
+#[test]
+fn what_is_computed_again_in_parts_leaves_the_same_bits() {
+    let swiglu = |job: &mut Job| with(job, "swiglu");
+    let kept = Case { name: "kept, halves", change: |job| with(job, ""), form: in_halves, ..EP };
+    let forms: [(&str, Form); 4] = [
+        ("by the backward of each half", in_halves),
+        ("by an op for each half", |plan| again_apart(plan, true, &[[0, 2], [1, 2]])),
+        ("by an op for the second half", |plan| again_apart(plan, true, &[[1, 2]])),
+        ("by an op for the first half, in front of a backward of all", |plan| again_apart(plan, false, &[[0, 2]])),
+    ];
+    for (gpus, (name, form)) in (1..=gpus_there()).flat_map(|gpus| forms.map(|form| (gpus, form))) {
+        same_bits(&Case { name, change: swiglu, form, ..EP }, &kept, gpus);
+    }
+}
+
+fn in_halves(plan: &mut Plan) {
+    halves(plan);
+    all_sms(plan);
+}
+
+/// Ops of their own that compute SwiGLU again for these parts, in front of the backward of the experts, which `halved` cuts.
+fn again_apart(plan: &mut Plan, halved: bool, parts: &[[u32; 2]]) {
+    give(plan, Cut { f: true, i: halved }, [PLAIN; 2]);
+    for program in &mut plan.programs {
+        let exchanges = |unit| program.ops.iter().any(|op| op.component == Component::Dispatch && op.unit == unit);
+        let experts = |op: &ProgramOp| {
+            (op.component, op.phase, op.step) == (Component::Mlp, Phase::I, Step::Main) && exchanges(op.unit)
+        };
+        let mut ops: Vec<ProgramOp> = Vec::new();
+        let mut became: Vec<u32> = Vec::new();
+        let mut done: Vec<u32> = Vec::new();
+        for op in &program.ops {
+            if experts(op) && !done.contains(&op.unit) {
+                done.push(op.unit);
+                for &[part, parts] in parts {
+                    let tokens = Tokens { part, parts };
+                    ops.push(ProgramOp { step: Step::Again, tokens, waits: Vec::new(), ..op.clone() });
+                }
+            }
+            let waits = op.waits.iter().map(|&wait| became[wait as usize]).collect();
+            became.push(ops.len() as u32);
+            ops.push(ProgramOp { waits, ..op.clone() });
+        }
+        program.ops = ops;
+    }
+    all_sms(plan);
+}
+
+/// Programs as `compile` makes them with all its rules, of GPUs and links so slow that a small model is worth cutting.
 #[test]
 fn forms_that_compile_chooses() {
-    let forms: [(ScheduleKind, u32, Change, Form); 3] = [
-        (ScheduleKind::DualPipe, 2, large, back_to_tiny),
-        (ScheduleKind::DualPipeV, 2, large_latent, back_to_latent),
-        (ScheduleKind::ZbH1, 2, large_latent, back_to_latent),
+    let emulated: Option<fn(&mut Precision)> = Some(sent_in_fp8);
+    let (schedule, pp) = (ScheduleKind::DualPipe, 2);
+    let dual = Case { name: "as compiled", schedule, pp, change: slow, ..EP };
+    let cases = [
+        (dual, [true, true, false, true]),
+        (
+            Case {
+                name: "as compiled, DualPipeV, latent",
+                schedule: ScheduleKind::DualPipeV,
+                change: slow_latent,
+                ..dual
+            },
+            [true, true, false, true],
+        ),
+        (
+            Case { name: "as compiled, ZB-H1, latent", schedule: ScheduleKind::ZbH1, change: slow_latent, ..dual },
+            [true, true, false, true],
+        ),
+        (
+            Case { name: "as compiled, FP8 exchanges", change: slow_fp8_exchanges, emulated, ..dual },
+            [true, false, true, true],
+        ),
+        (Case { name: "as compiled, FP8", change: slow_fp8, ..dual }, [true, true, false, true]),
     ];
-    for (schedule, pp, change, form) in forms {
-        let case = Case { name: "as compiled", schedule, pp, change, form, micro_batches: 6, ..EP };
+    for (case, forms) in cases {
         let plan = case.plan();
-        let forms = plan.programs.iter().flat_map(|program| &program.ops).filter(|op| {
-            !op.tokens.is_all() || !matches!(op.step, Step::Main | Step::Shared) || matches!(op.work, Work::Copy { .. })
-        });
-        eprintln!("{schedule:?}: {} ops in another form", forms.count());
-        assert!(plan.stages.iter().any(|stage| stage.units.iter().any(|unit| matches!(unit, Unit::Moe(_)))));
-        on_every_number_of_gpus(&case);
+        let is =
+            |wanted: &dyn Fn(&ProgramOp) -> bool| plan.programs.iter().flat_map(|program| &program.ops).any(wanted);
+        let found = [
+            is(&|op| !op.tokens.is_all()),
+            is(&|op| matches!(op.work, Work::Copy { .. })),
+            is(&|op| op.step == Step::Quantise),
+            is(&|op| op.step == Step::Again),
+        ];
+        assert_eq!(found, forms, "{}: parts, copies, quantised, again", case.name);
+        let refused =
+            Executor::new(plan.clone(), Shape::of_plan(&plan), AdamW::default(), 7, &Options::default()).err();
+        let refused = refused.map(|error| error.to_string()).filter(|error| error.contains("the plan has"));
+        assert_eq!(refused, None, "{}", case.name);
+        match case.emulated.is_some() || case.job().model.precision.products == Dtype::Fp8 {
+            true => in_fp8(&case),
+            false => on_every_number_of_gpus(&case),
+        }
     }
 }
 
-fn large(job: &mut Job) {
-    job.model.hidden = 4096;
-    job.model.dense_width = job.model.dense_width.map(|_| 8192);
-    if let Some(moe) = &mut job.model.moe {
-        (moe.width, moe.shared_width) = (2048, 2048);
-    }
-    job.training.sequence = 4096;
+fn slow(job: &mut Job) {
+    let cluster = &mut job.cluster;
+    (cluster.gpu.bf16_tflops, cluster.gpu.fp8_tflops, cluster.gpu.hbm_gb_s) = (0.02, Some(0.2), 4.0);
+    (cluster.nvlink.gb_s, cluster.network.gb_s) = (0.03, 0.02);
     job.training.recompute = dualweave::ir::Recompute { norms: true, mla_up: true, swiglu: true, layer: false };
-    job.cluster.gpu.memory_gb = 1e6;
 }
 
-fn large_latent(job: &mut Job) {
+fn slow_latent(job: &mut Job) {
     latent(job);
-    large(job);
+    slow(job);
 }
 
-fn back_to(plan: &mut Plan, change: fn(&mut Job)) {
-    let mut job = CASE.job();
-    change(&mut job);
-    if let Some(moe) = &mut job.model.moe {
-        (moe.top_k, moe.topk_groups) = (moe.experts, moe.groups);
-    }
-    plan.model = job.model;
-    plan.origin.sequence = 64;
+fn slow_fp8(job: &mut Job) {
+    slow(job);
+    fp8(job);
+    job.cluster.nvlink.gb_s = 0.06;
 }
 
-fn back_to_tiny(plan: &mut Plan) {
-    back_to(plan, |_| {});
-}
-
-fn back_to_latent(plan: &mut Plan) {
-    back_to(plan, latent);
+fn slow_fp8_exchanges(job: &mut Job) {
+    slow(job);
+    job.training.fp8_exchanges = true;
+    job.training.without_rewrites = vec!["copy-engine".to_owned()];
 }

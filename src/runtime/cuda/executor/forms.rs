@@ -88,6 +88,16 @@ impl Forms {
         range(op.tokens, self.parts(op.unit as usize))
     }
 
+    /// The parts that an op works on and none of `others`: each by itself, where there are any others.
+    pub fn left(&self, op: &ProgramOp, others: &[Tokens]) -> Vec<Range<usize>> {
+        let (mine, parts) = (self.parts_of(op), self.parts(op.unit as usize));
+        if others.is_empty() {
+            return vec![mine];
+        }
+        let theirs = |part: &usize| others.iter().any(|&tokens| range(tokens, parts).contains(part));
+        mine.filter(|part| !theirs(part)).map(|part| part..part + 1).collect()
+    }
+
     /// By part of a unit's tokens, how rows travel where `program` runs a phase of it.
     pub fn ways(&self, program: u32, phase: Phase, unit: usize) -> &[Ways] {
         let of = self.programs.get(&program).map(|phases| &phases[usize::from(phase != Phase::F)]);
@@ -186,7 +196,7 @@ pub fn check(plan: &Plan) -> Result<()> {
         let Tokens { part, parts } = op.tokens;
         if !op.tokens.is_all() {
             let cut = matches!(op.component, Component::Dispatch | Component::Mlp | Component::Combine)
-                && !matches!(op.step, Step::Shared | Step::Again);
+                && op.step != Step::Shared;
             if !cut {
                 return refused(op, "only routed experts and their exchanges can be cut along their tokens");
             }

@@ -345,9 +345,8 @@ impl Rank {
             let span = trace.begin(stream)?;
             let member = member.as_mut();
             let mut exchange = member.map(|member| Exchange { member, watch: shared.watch, alone: !*exchanges });
-            let with_again = program.with_again(at);
-            let launch = Launch { program: number, with_shared: program.with_shared(at), with_again };
-            stage.launch(&context, ends, op, launch, exchange.as_mut())?;
+            let (with_shared, again_apart) = (program.with_shared(at), program.again_apart(at));
+            stage.launch(&context, ends, op, &Launch { program: number, with_shared, again_apart }, exchange.as_mut())?;
             trace.end(span, stream, (StreamId::Compute, op.stream() == ProgramStream::Comm), || {
                 format!("{} of unit {} of ({},{})", op.what(), op.unit, chunk.stage, chunk.micro_batch)
             })?;

@@ -5,7 +5,7 @@ use super::forms::Forms;
 use super::store::Store;
 use super::unit::{Context, Exchange, LayerUnit, Parts, Sizes, UnitOps};
 use crate::error::{Error, Result};
-use crate::ir::{Component, Phase, ProgramOp, Recompute, Step, Unit};
+use crate::ir::{Component, Phase, ProgramOp, Recompute, Step, Tokens, Unit};
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -19,14 +19,13 @@ pub struct Stage {
 }
 
 /// What the launch of an op depends on, besides the op and where values lie.
-#[derive(Clone, Copy)]
 pub struct Launch {
     /// The program that it is in.
     pub program: u32,
     /// It does the shared expert's work too.
     pub with_shared: bool,
-    /// It does again by itself what the backward of its component needs and was not kept.
-    pub with_again: bool,
+    /// Tokens of which other ops compute again what it reads; it does so by itself for the others.
+    pub again_apart: Vec<Tokens>,
 }
 
 /// What a chunk reads and makes, besides what its blocks hold.
@@ -119,7 +118,7 @@ impl Stage {
         context: &Context,
         ends: &Ends,
         op: &ProgramOp,
-        launch: Launch,
+        launch: &Launch,
         exchange: Option<&mut Exchange>,
     ) -> Result<()> {
         let (number, program) = (op.unit as usize, launch.program);
@@ -145,7 +144,7 @@ impl Stage {
                     layer.attention_forward(context)
                 }
                 (Phase::I, _) => {
-                    if launch.with_again {
+                    if launch.again_apart.is_empty() {
                         layer.attention_again(context)?;
                     }
                     let parts = self.all(program, Phase::I, number);
@@ -169,7 +168,7 @@ impl Stage {
         context: &Context,
         layer: &LayerUnit,
         op: &ProgramOp,
-        launch: Launch,
+        launch: &Launch,
         exchange: Option<&mut Exchange>,
         output: Slice<Bf16>,
     ) -> Result<()> {
@@ -193,8 +192,8 @@ impl Stage {
                     return Ok(());
                 }
                 let mut exchange = exchange;
-                if launch.with_again {
-                    layer.mlp_again(context, exchange.as_deref_mut(), &parts)?;
+                for range in self.forms.left(op, &launch.again_apart) {
+                    layer.mlp_again(context, exchange.as_deref_mut(), &Parts { range, ways: &[] })?;
                 }
                 if !layer.has_experts() {
                     return layer.dense_input_gradient(context);

@@ -264,7 +264,8 @@ impl LayerUnit {
                     routed.dispatch(context, exchange, parts, (tokens, false))?;
                 }
                 routed.again(context, exchange, parts, tokens)?;
-                let Some(shared) = shared else { return Ok(()) };
+                // All tokens of the shared expert go with the first part.
+                let Some(shared) = shared.as_ref().filter(|_| parts.range.start == 0) else { return Ok(()) };
                 self.tokens.complete(context, all)?;
                 shared.mlp.again(context, &self.tokens)
             }
