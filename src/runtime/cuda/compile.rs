@@ -41,6 +41,7 @@ pub static SOURCES: &[Source] = sources![
     "exchange",
     "grouped",
     "grouped_fp8",
+    "grouped_hopper",
     "latent",
     "loss",
     "norm",

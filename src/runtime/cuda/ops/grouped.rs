@@ -6,7 +6,7 @@
 
 use super::count;
 use crate::error::{Error, Result};
-use crate::runtime::cuda::kernel::{Grid, arguments};
+use crate::runtime::cuda::kernel::{Grid, Kernel, arguments};
 use crate::runtime::cuda::{Bf16, Element, Slice, Stream};
 
 /// Weights of experts: `outputs × inputs` each, that of expert e from `e · stride` elements after `first` on.
@@ -27,13 +27,40 @@ impl<E> Clone for Experts<E> {
 }
 impl<E> Copy for Experts<E> {}
 
-/// Threads of a block: two halves, each with its own tiles.
-const THREADS: u32 = 256;
-/// Rows and columns of a tile.
-const TILE: usize = 128;
-/// Shared memory of a block's stages: two halves of three stages of two operands, 128 × 32 of bf16.
-const STAGES: u32 = 2 * 3 * 2 * 128 * 32 * 2;
-/// Most experts: so many starts of tiles fit behind the stages even in the 99 KiB of the smaller GPUs.
+/// How blocks of a kernel make the tiles of products.
+#[derive(Clone, Copy)]
+struct Blocks {
+    kernel: &'static str,
+    threads: u32,
+    /// Rows and columns of a tile.
+    tile: (usize, usize),
+    /// Tiles that a block makes at a time.
+    at_once: usize,
+    /// Shared memory of a block's stages.
+    stages: u32,
+}
+
+/// `kernels/grouped.cu`: two halves of a block with tiles of their own, three stages of two operands, 128 × 32 of bf16.
+const fn anywhere(kernel: &'static str) -> Blocks {
+    Blocks { kernel, threads: 256, tile: (128, 128), at_once: 2, stages: 2 * 3 * 2 * 128 * 32 * 2 }
+}
+
+/// `kernels/grouped_hopper.cu`: four stages of two operands, 64 of the depth each.
+const fn on_hopper(kernel: &'static str, (rows, columns): (usize, usize)) -> Blocks {
+    let stages = 4 * (rows + columns) as u32 * 64 * 2;
+    Blocks { kernel, threads: 384, tile: (rows, columns), at_once: 1, stages }
+}
+
+/// Of each product, the kernel for GPUs of all kinds and that for compute capability 9.0.
+const FORWARD: [Blocks; 2] = [anywhere("grouped_forward"), on_hopper("grouped_forward_hopper", (128, 256))];
+const INPUT_GRADIENT: [Blocks; 2] =
+    [anywhere("grouped_input_gradient"), on_hopper("grouped_input_gradient_hopper", (256, 192))];
+const WEIGHT_GRADIENT: [Blocks; 2] =
+    [anywhere("grouped_weight_gradient"), on_hopper("grouped_weight_gradient_hopper", (256, 192))];
+/// What a block of these has in shared memory besides its stages.
+const BARRIERS: u32 = 1024;
+
+/// Most experts: so many starts of tiles fit behind the stages, in the 99 KiB of the smaller GPUs and in the 227 of Hopper.
 const EXPERTS: usize = 512;
 
 impl<E: Element> Experts<E> {
@@ -68,8 +95,9 @@ pub fn forward(
 ) -> Result<()> {
     w.check((inputs, outputs), offsets);
     let rows = rows((x, inputs), (y, outputs));
-    let grid = grid(stream, sms, rows.div_ceil(TILE) + w.count, outputs.div_ceil(TILE), w.count)?;
-    let kernel = stream.device().kernel("grouped_forward");
+    let (kernel, grid) = kernel(stream, sms, &FORWARD, w.count, |(of_rows, columns)| {
+        (rows.div_ceil(of_rows) + w.count) * outputs.div_ceil(columns)
+    })?;
     let apart = w.stride as u64;
     let arguments = arguments![x, w.first, apart, offsets, count(w.count), y, count(inputs), count(outputs)];
     // SAFETY: the kernel reads and writes rows below the last offset, which is a number of rows, and the weights; all were checked.
@@ -94,8 +122,9 @@ pub fn input_gradient(
 ) -> Result<()> {
     w.check((inputs, outputs), offsets);
     let rows = rows((dx, inputs), (dy, outputs));
-    let grid = grid(stream, sms, rows.div_ceil(TILE) + w.count, inputs.div_ceil(TILE), w.count)?;
-    let kernel = stream.device().kernel("grouped_input_gradient");
+    let (kernel, grid) = kernel(stream, sms, &INPUT_GRADIENT, w.count, |(of_rows, columns)| {
+        (rows.div_ceil(of_rows) + w.count) * inputs.div_ceil(columns)
+    })?;
     let apart = w.stride as u64;
     let arguments = arguments![dy, w.first, apart, offsets, count(w.count), dx, count(inputs), count(outputs)];
     // SAFETY: as in `forward`.
@@ -120,8 +149,9 @@ pub fn weight_gradient(
 ) -> Result<()> {
     dw.check((inputs, outputs), offsets);
     rows((x, inputs), (dy, outputs));
-    let grid = grid(stream, sms, outputs.div_ceil(TILE) * dw.count, inputs.div_ceil(TILE), dw.count)?;
-    let kernel = stream.device().kernel("grouped_weight_gradient");
+    let (kernel, grid) = kernel(stream, sms, &WEIGHT_GRADIENT, dw.count, |(rows, columns)| {
+        outputs.div_ceil(rows) * dw.count * inputs.div_ceil(columns)
+    })?;
     let apart = dw.stride as u64;
     let arguments = arguments![x, dy, dw.first, apart, offsets, count(dw.count), count(inputs), count(outputs)];
     // SAFETY: as in `forward`; a block alone reads and writes a tile of `dw`.
@@ -136,17 +166,28 @@ fn rows((x, inputs): (Slice<Bf16>, usize), (y, outputs): (Slice<Bf16>, usize)) -
     rows
 }
 
-/// A block on each SM, or fewer if there are never so many tiles. A block takes more than half of an SM's registers, so that no two
-/// share one.
-fn grid(stream: &Stream, sms: u32, down: usize, beside: usize, experts: usize) -> Result<Grid> {
-    let shared = STAGES + 4 * (count(experts) + 1);
+/// The kernel for the stream's GPU, and its grid: a block on each SM, or fewer if there are never so many tiles. A block takes more than half
+/// of an SM's registers, so that no two share one. `tiles`: how many there are at most, of these rows and columns.
+fn kernel<'a>(
+    stream: &'a Stream,
+    sms: u32,
+    [anywhere, on_hopper]: &[Blocks; 2],
+    experts: usize,
+    tiles: impl Fn((usize, usize)) -> usize,
+) -> Result<(&'a Kernel, Grid)> {
     let device = stream.device();
+    let of = |blocks: &Blocks| blocks.stages + 4 * (count(experts) + 1);
+    // Hopper's stages leave no room for the tiles of very many experts.
+    let fits = device.capability == 90 && of(on_hopper) + BARRIERS <= device.shared_memory;
+    let blocks = if fits { on_hopper } else { anywhere };
+    let shared = of(blocks);
     if shared > device.shared_memory {
         return Err(Error::new(format!(
             "{} has {} bytes of shared memory for a block; products of experts need {shared}",
             device.name, device.shared_memory
         )));
     }
-    let pairs = u32::try_from((down * beside).div_ceil(2)).unwrap_or(u32::MAX);
-    Ok(Grid::of(pairs.min(sms.max(1)), THREADS).shared(shared))
+    let times = u32::try_from(tiles(blocks.tile).div_ceil(blocks.at_once)).unwrap_or(u32::MAX);
+    let grid = Grid::of(times.min(sms.max(1)), blocks.threads).shared(shared);
+    Ok((device.kernel(blocks.kernel), grid))
 }
