@@ -6,6 +6,7 @@
 
 mod compare;
 mod compile;
+mod diff;
 mod doctor;
 mod export;
 mod import;
@@ -31,7 +32,7 @@ Start here:
   dualweave simulate plan.ron
   dualweave run plan.ron
 
-Exit codes: 0 done, 1 `verify`, `run --check` or `doctor` said no, 2 bad usage or input, or a failed write.
+Exit codes: 0 done, 1 `verify`, `run --check`, `diff` or `doctor` said no, 2 bad usage or input, or a failed write.
 Data goes to standard output, talk to standard error.";
 
 /// A schedule compiler for training mixture-of-experts models.
@@ -58,6 +59,8 @@ enum Command {
     Show(show::Args),
     /// Compile a job under every schedule and put them side by side.
     Compare(compare::Args),
+    /// Say what changed between two plans; exit code 1 if anything did.
+    Diff(diff::Args),
     /// Write a plan in another tool's form.
     Export(export::Args),
     /// Read, check and improve what another tool has made.
@@ -109,6 +112,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Diff(args) => diff::run(&args),
         Command::Export(args) => export::run(args),
         Command::Import(args) => import::run(args),
         Command::Overlap(args) => overlap::run(args),
