@@ -6,7 +6,7 @@ use dualweave::ir::{
     Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Step, Stream, Tokens, Work,
 };
 use dualweave::job::training::PairOrder;
-use dualweave::machine::{Interference, LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine, Measured};
 use dualweave::passes::overlap::{Budget, Options, Pairs, StageForms, overlap};
 use dualweave::sim::time_program;
 use dualweave::units::{Bytes, Flops, Nanos};
@@ -36,6 +36,7 @@ fn machine() -> Machine {
         nvlink: link.clone(),
         network: link,
         interference: Interference::NONE,
+        measured: Measured::default(),
     }
 }
 

@@ -9,13 +9,16 @@ mod compile;
 mod diff;
 mod doctor;
 mod export;
+mod fidelity;
 mod import;
+mod measure;
 mod output;
 pub mod overlap;
 mod run;
 pub mod schedule;
 pub mod show;
 mod simulate;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -53,6 +56,10 @@ enum Command {
     Simulate(simulate::Args),
     /// Train a model as a plan says, on this computer's CPU or GPUs.
     Run(run::Args),
+    /// Measure a job's ops on this computer's GPUs, for `compile --profile`.
+    Tune(tune::Args),
+    /// Run a plan on this computer's GPUs, and compare what everything takes with what the machine model says.
+    Fidelity(fidelity::Args),
     /// Say what this computer has for running plans on GPUs.
     Doctor(doctor::Args),
     /// Draw a plan's timetable as a chart.
@@ -109,6 +116,8 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Verify(args) => verify::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Run(args) => run::run(args),
+        Command::Tune(args) => tune::run(&args),
+        Command::Fidelity(args) => fidelity::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),

@@ -1,6 +1,6 @@
 //! `dualweave run`: train a model as a plan says. Here: on the host; [`cuda`] has the same on GPUs.
 
-mod cuda;
+pub mod cuda;
 
 use std::fs;
 use std::io::IsTerminal as _;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::profile::Profile;
+
 /// A set of equal nodes of equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +74,9 @@ pub struct MeasuredGpu {
     pub launch_us: Option<f64>,
     /// What computation and communication that run at the same time lose to each other.
     pub interference: MeasuredInterference,
+    /// Times of ops (`--profile`), on top of all this.
+    #[serde(skip)]
+    pub profile: Option<Profile>,
 }
 
 /// What overlapped ops lose to each other, beyond sharing the SMs. `machine::Interference` says what each number means and

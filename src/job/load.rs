@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::hf;
 use super::model::Precision;
 use super::overrides::Overrides;
+use super::profile::Profile;
 use super::source::{self, File, Place};
 use super::{Cluster, Job, Model, Training};
 use crate::error::{Error, Result};
@@ -46,9 +47,14 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Loaded> {
     })?;
     let reader = PartReader { folder: path.parent().unwrap_or(Path::new("")), file: &file };
     let (model, model_origin, mut notes) = reader.model("model", parts.model)?;
-    let (cluster, cluster_origin) = reader.plain::<Cluster>("cluster", parts.cluster)?;
+    let (mut cluster, cluster_origin) = reader.plain::<Cluster>("cluster", parts.cluster)?;
     let (mut training, training_origin) = reader.plain::<Training>("training", parts.training)?;
     overrides.apply(&mut training);
+    let profile = overrides.profile.as_ref().map(|path| {
+        let file = File::read(path)?;
+        Profile::from_ron(&file.name, &file.text)
+    });
+    cluster.gpu.measured.profile = profile.transpose()?;
 
     let job = Job { model, cluster, training };
     notes.extend(job.notes());
@@ -60,8 +66,9 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Loaded> {
         cluster: cluster_origin,
         training: training_origin,
     };
-    match loaded.job.check() {
-        Ok(()) => Ok(loaded),
+    let suits = loaded.job.cluster.gpu.measured.profile.as_ref().map(|profile| profile.suits(&loaded.job.cluster));
+    match loaded.job.check().and_then(|()| suits.transpose()) {
+        Ok(note) => Ok(Loaded { notes: loaded.notes.into_iter().chain(note.flatten()).collect(), ..loaded }),
         Err(error) => Err(loaded.locate(error)),
     }
 }

@@ -10,6 +10,7 @@ pub mod hf;
 mod load;
 pub mod model;
 mod overrides;
+pub mod profile;
 pub mod sms;
 mod source;
 pub mod training;

@@ -1,5 +1,7 @@
 //! Flags that replace fields of a job's `training` part, so that one file serves many runs.
 
+use std::path::PathBuf;
+
 use super::Training;
 use super::sms::CommunicationSms;
 use super::training::{PairOrder, Recompute, ScheduleKind};
@@ -60,6 +62,9 @@ pub struct Overrides {
     /// Whether optimizer state is divided among the replicas (ZeRO-1).
     #[arg(long, value_name = "true|false", hide_possible_values = true)]
     pub sharded_optimizer: Option<bool>,
+    /// Times of ops that `dualweave tune` has measured, in place of the machine model's.
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub profile: Option<PathBuf>,
 }
 
 impl Overrides {

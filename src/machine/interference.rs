@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
+use super::measured::scaled;
 use crate::ir::{Kernel, Work};
 use crate::job::cluster::MeasuredInterference;
 use crate::units::{Bytes, Nanos};
@@ -70,7 +71,7 @@ impl Machine {
     /// [`Self::duration`]. One of the two must be a computation and the other an exchange; two of a kind are said to take
     /// their plain duration, since no plan runs them beside each other.
     pub fn duration_beside(&self, work: &Work, sms: u32, other: &Work, other_sms: u32) -> Nanos {
-        let plain = self.duration(work, sms);
+        let plain = self.modelled(work, sms);
         let beside = match (work, other) {
             (Work::Compute(kernels), Work::Exchange { .. } | Work::Copy { .. }) => {
                 // How much the exchange is slowed in turn follows from what the computation uses when alone.
@@ -82,7 +83,7 @@ impl Machine {
             }
             _ => plain,
         };
-        beside.max(plain)
+        scaled(beside.max(plain), self.measured.factor(work, sms))
     }
 
     /// Like [`Self::kernel`], beside an exchange that uses the share `use_of_hbm` of HBM's bandwidth.
@@ -101,7 +102,7 @@ impl Machine {
         // A plan from elsewhere may say more than all is lost.
         let left = |loss: f64| (1.0 - loss).max(0.0);
         match work {
-            Work::Compute(_) => self.duration(work, sms),
+            Work::Compute(_) => self.modelled(work, sms),
             Work::Exchange { nvlink, network } => {
                 let driving = f64::from(sms) * left(loss.sms + (loss.sms_hbm - loss.sms) * use_of_hbm);
                 let most = self.nvlink.rate(u32::MAX) * left(loss.link);

@@ -2,16 +2,20 @@
 //!
 //! A kernel takes `max(FLOPs / (rate(dtype, shape) · SMs / all), bytes / bandwidth) + launch`; an exchange takes
 //! `latency + bytes / min(link, SMs · per-SM rate)`, the slower of its two hops. Every constant is a data sheet's or a
-//! measured value, with its source. `interference` says how much longer an op takes while another runs beside it.
+//! measured value, with its source. `interference` says how much longer an op takes while another runs beside it, `measured` what a
+//! profile puts in place of the model's times.
 
 mod curve;
 pub mod demand;
 mod interference;
 mod link;
+mod measured;
 
 use curve::at;
 pub use interference::Interference;
 pub use link::{LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
+pub use measured::Measured;
+use measured::scaled;
 
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +81,9 @@ pub struct Machine {
     pub network: LinkModel,
     /// What ops that run at the same time lose to each other.
     pub interference: Interference,
+    /// What ops took on hardware, if that was measured.
+    #[serde(default, skip_serializing_if = "Measured::is_empty")]
+    pub measured: Measured,
 }
 
 impl Machine {
@@ -85,7 +92,7 @@ impl Machine {
         let gpu = &cluster.gpu;
         let measured = &gpu.measured;
         let or = |measured: Option<f64>, model: f64| measured.unwrap_or(model) * 1e12;
-        Self {
+        let mut machine = Self {
             gpu: gpu.name.clone(),
             sms: gpu.sms,
             memory: Bytes((memory_limit_gb.unwrap_or(gpu.memory_gb) * 1e9) as u64),
@@ -108,7 +115,12 @@ impl Machine {
             nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S, NVLINK_COPY),
             network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S, NETWORK_COPY),
             interference: Interference::new(&measured.interference),
+            measured: Measured::default(),
+        };
+        if let Some(profile) = &measured.profile {
+            machine.measured = Measured::new(profile, &machine);
         }
+        machine
     }
 
     /// SMs of `work` where exchanges have `communication_sms` and computation the others; a copy engine needs none.
@@ -122,6 +134,11 @@ impl Machine {
 
     /// How long `work` takes with `sms` SMs, with nothing beside it.
     pub fn duration(&self, work: &Work, sms: u32) -> Nanos {
+        scaled(self.modelled(work, sms), self.measured.factor(work, sms))
+    }
+
+    /// The same, without what was measured.
+    fn modelled(&self, work: &Work, sms: u32) -> Nanos {
         match work {
             Work::Compute(kernels) => kernels.iter().map(|kernel| self.kernel(kernel, sms)).sum(),
             Work::Exchange { nvlink, network } => {

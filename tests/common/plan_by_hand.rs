@@ -8,7 +8,7 @@ use dualweave::ir::{
     Unit, Work,
 };
 use dualweave::job::model::{Attention as Heads, Layers, Model, Moe, MultiHead};
-use dualweave::machine::{Interference, LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine, Measured};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, RingOf, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
@@ -449,6 +449,7 @@ fn plan(
             nvlink: link.clone(),
             network: link,
             interference: Interference::NONE,
+            measured: Measured::default(),
         },
         layout,
         stages,

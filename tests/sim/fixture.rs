@@ -8,7 +8,7 @@ use dualweave::ir::{
     Unit, Work,
 };
 use dualweave::job::model::{Attention, Model};
-use dualweave::machine::{Interference, LinkModel, Machine};
+use dualweave::machine::{Interference, LinkModel, Machine, Measured};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
@@ -34,6 +34,7 @@ pub fn machine() -> Machine {
         nvlink: link(1e9),
         network: link(1e8),
         interference: Interference::NONE,
+        measured: Measured::default(),
     }
 }
 

@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Args, Backend, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
-use crate::cli::output;
+use crate::cli::{measure, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::runtime::cluster::{self, Cluster, Launcher, Seat};
 use crate::runtime::cuda::executor::{Executor, Options, Span};
-use crate::runtime::cuda::inventory;
 use crate::runtime::cuda::nccl::end_process;
 use crate::runtime::host::Shape;
 use crate::runtime::host::adamw::AdamW;
@@ -43,14 +42,7 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
         return Err(Error::new("each process has one GPU, so there is no choice for `--gpus`")
             .help("start as many processes as the plan has ranks; CUDA_VISIBLE_DEVICES says which GPUs they see"));
     }
-    // SAFETY: no other thread has been started: this runs on the main thread, before the first bar, process or rank.
-    #[allow(unsafe_code)] // variables of the environment, which CUDA reads when it is first called
-    unsafe {
-        inventory::ask_for_connections();
-        if seat.is_some() {
-            inventory::ask_for_loading();
-        }
-    }
+    measure::before_cuda(seat.is_some());
     let shape = Shape::of_plan(&plan);
     let text = match &args.data {
         Some(path) => Text::new(&shape, output::read(path)?.into_bytes())?,
@@ -232,7 +224,8 @@ fn spread(executor: &Executor, cluster: Option<&Cluster>) -> String {
     }
 }
 
-fn write_trace(path: &Path, plan: &Plan, spans: &[(Gpu, Vec<Span>)]) -> Result<()> {
+/// Writes what ran when, for ui.perfetto.dev.
+pub fn write_trace(path: &Path, plan: &Plan, spans: &[(Gpu, Vec<Span>)]) -> Result<()> {
     let measured = |span: &Span| perfetto::Measured {
         stream: span.stream,
         exchange: span.exchange,

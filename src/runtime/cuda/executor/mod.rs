@@ -19,10 +19,12 @@ mod rank;
 mod stage;
 mod store;
 mod sync;
+mod timings;
 mod trace;
 mod unit;
 
-pub use trace::Span;
+pub use timings::{Spread, Timings};
+pub use trace::{Span, What};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier};
@@ -32,6 +34,7 @@ use std::time::Duration;
 use super::watch::Watch;
 use super::{Device, Event, Slice};
 use crate::error::{Error, Result};
+use crate::ir::ProgramOp;
 use crate::job::model::Dtype;
 use crate::plan::Plan;
 use crate::runtime::cluster::Cluster;
@@ -214,6 +217,13 @@ impl Executor {
         let Some(all) = cluster.gather(text, "the end of a traced step")? else { return Ok(own) };
         let read = |(gpu, text): (Gpu, Vec<u8>)| Ok((gpu, serde_json::from_slice(&text).map_err(strange)?));
         self.world.gpus().zip(all).map(read).collect()
+    }
+
+    /// From the next step on ops run with these SMs, whatever the plan says: to measure what they make of them.
+    pub fn give_sms(&mut self, sms: impl Fn(&ProgramOp) -> u32) {
+        for op in self.plan.programs.iter_mut().flat_map(|program| &mut program.ops) {
+            op.sms = sms(op);
+        }
     }
 
     /// The plan that is run.

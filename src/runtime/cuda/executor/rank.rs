@@ -11,7 +11,7 @@ use super::blocks::{Blocks, SCRATCH};
 use super::places::Taken;
 use super::stage::{Ends, Launch, Stage};
 use super::sync::Sync;
-use super::trace::Trace;
+use super::trace::{Trace, What};
 use super::unit::{Context, Exchange};
 use crate::error::{Error, Result};
 use crate::ir::{Action, ChunkId, Phase, Program, Stream as ProgramStream};
@@ -227,12 +227,12 @@ impl Rank {
                 }
                 launched.push(index);
                 let span = trace.begin(stream)?;
-                self.program(shared, index, action, &mut chunks, &mut trace).map_err(named)?;
-                trace.end(span, stream, (id, false), || item.0.to_string())?;
+                let program = self.program(shared, index, action, &mut chunks, &mut trace).map_err(named)?;
+                trace.end(span, stream, (id, false), What::Program(program), || item.0.to_string())?;
             } else {
                 let span = trace.begin(stream)?;
                 self.other(shared, index, item.0, &mut updated).map_err(named)?;
-                trace.end(span, stream, (id, false), || item.0.to_string())?;
+                trace.end(span, stream, (id, false), What::Item, || item.0.to_string())?;
             }
             let (event, given) = &self.ended[index];
             event.record(stream)?;
@@ -291,7 +291,7 @@ impl Rank {
         })
     }
 
-    /// Launches a compute item.
+    /// Launches a compute item, and says which program that is.
     fn program(
         &self,
         shared: &Shared,
@@ -299,7 +299,7 @@ impl Rank {
         action: Action,
         chunks: &mut BTreeMap<ChunkId, Blocks>,
         trace: &mut Trace,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let number = shared.plan.program_of(action).ok_or_else(|| Error::new(format!("{action:?} has no program")))?;
         let program: &Program = &shared.plan.programs[number as usize];
         for taken in &self.places[index] {
@@ -346,8 +346,15 @@ impl Rank {
             let member = member.as_mut();
             let mut exchange = member.map(|member| Exchange { member, watch: shared.watch, alone: !*exchanges });
             let (with_shared, again_apart) = (program.with_shared(at), program.again_apart(at));
-            stage.launch(&context, ends, op, &Launch { program: number, with_shared, again_apart }, exchange.as_mut())?;
-            trace.end(span, stream, (StreamId::Compute, op.stream() == ProgramStream::Comm), || {
+            stage.launch(
+                &context,
+                ends,
+                op,
+                &Launch { program: number, with_shared, again_apart },
+                exchange.as_mut(),
+            )?;
+            let (exchange, what) = (op.stream() == ProgramStream::Comm, What::Op(number, at as u32));
+            trace.end(span, stream, (StreamId::Compute, exchange), what, || {
                 format!("{} of unit {} of ({},{})", op.what(), op.unit, chunk.stage, chunk.micro_batch)
             })?;
             op_ended[at].record(stream)?;
@@ -361,7 +368,7 @@ impl Rank {
         if let Some((chunk, _)) = parts.get(&Phase::W) {
             chunks.remove(chunk);
         }
-        Ok(())
+        Ok(number)
     }
 
     /// Blocks of a chunk, of which only scratch is there.

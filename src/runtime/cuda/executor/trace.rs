@@ -18,17 +18,40 @@ pub struct Span {
     pub exchange: bool,
     /// What ran.
     pub name: String,
+    /// The same, as a part of the plan.
+    pub what: What,
     /// When, since the start of the step. Events have a resolution of half a microsecond.
     pub start: Nanos,
     /// As `start`.
     pub end: Nanos,
 }
 
+/// Which part of a plan ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    /// An item that runs no program.
+    Item,
+    /// All of a chunk program.
+    Program(u32),
+    /// An op of it: the program, and where in its list the op stands.
+    Op(u32, u32),
+}
+
 /// Collects spans, or does nothing.
 pub struct Trace {
     device: Arc<Device>,
     base: Option<Arc<Event>>,
-    spans: Vec<(StreamId, bool, String, Event, Event)>,
+    spans: Vec<Recorded>,
+}
+
+/// A span whose times are not read yet.
+struct Recorded {
+    stream: StreamId,
+    exchange: bool,
+    name: String,
+    what: What,
+    /// In front of it and behind.
+    events: [Event; 2],
 }
 
 impl Trace {
@@ -54,11 +77,12 @@ impl Trace {
         begun: Option<Event>,
         stream: &Stream,
         (id, exchange): (StreamId, bool),
+        what: What,
         name: impl FnOnce() -> String,
     ) -> Result<()> {
         if let Some(begun) = begun {
-            let ended = self.now(stream)?;
-            self.spans.push((id, exchange, name(), begun, ended));
+            let events = [begun, self.now(stream)?];
+            self.spans.push(Recorded { stream: id, exchange, name: name(), what, events });
         }
         Ok(())
     }
@@ -70,9 +94,10 @@ impl Trace {
     pub fn spans(&self) -> Result<Vec<Span>> {
         let Some(base) = &self.base else { return Ok(Vec::new()) };
         let since = |event: &Event| Ok::<_, Error>(Nanos((f64::from(event.since(base)?) * 1e6).round() as u64));
-        let span = |(stream, exchange, name, begun, ended): &(StreamId, bool, String, Event, Event)| {
-            let (start, end) = (since(begun)?, since(ended)?);
-            Ok(Span { stream: *stream, exchange: *exchange, name: name.clone(), start, end })
+        let span = |span: &Recorded| {
+            let &Recorded { stream, exchange, what, .. } = span;
+            let (start, end) = (since(&span.events[0])?, since(&span.events[1])?);
+            Ok(Span { stream, exchange, name: span.name.clone(), what, start, end })
         };
         self.spans.iter().map(span).collect()
     }

@@ -1,0 +1,154 @@
+//! `dualweave fidelity`: what a plan takes on GPUs, beside what the machine model says.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::measure::{Bench, Timed, before_cuda};
+use super::run::cuda::write_trace;
+use super::{Verdict, output};
+use crate::error::Result;
+use crate::plan::Plan;
+use crate::runtime::cuda::executor::{Spread, Timings};
+use crate::sim::{Simulation, simulate};
+use crate::units::Nanos;
+use crate::view::plan_text::{op_name, program_name};
+use crate::view::table;
+
+/// Steps in front of those that are timed.
+const WARM_UP: u32 = 3;
+
+/// Arguments of `fidelity`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The plan, as `dualweave compile` writes it.
+    plan: PathBuf,
+    /// Steps that are timed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Rows of a table; 0: all.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    rows: usize,
+    /// GPUs to use, the first ones; ranks share them if they are more. By default all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    gpus: Option<u32>,
+    /// Write when everything ran in the last step, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print everything as JSON: nanoseconds.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something of a plan, as the model has it and as it was.
+#[derive(Serialize)]
+struct Row {
+    what: String,
+    predicted_ns: Nanos,
+    measured_ns: Nanos,
+    quartiles_ns: (Nanos, Nanos),
+    /// In all timed steps.
+    runs: u32,
+}
+
+#[derive(Serialize)]
+struct Told {
+    step: Row,
+    chunks: Vec<Row>,
+    ops: Vec<Row>,
+}
+
+/// Runs and compares.
+///
+/// # Errors
+/// If the plan cannot be read, or run here.
+pub fn run(args: &Args) -> Result<Verdict> {
+    let plan = Plan::from_ron(&args.plan.display().to_string(), &output::read(&args.plan)?)?;
+    before_cuda(false);
+    let simulation = simulate(&plan)?;
+    let mut bench = Bench::new(plan.clone(), args.gpus)?;
+    if let Some(warning) = bench.warning() {
+        output::note(warning);
+    }
+    let Timed { timings, last } = bench.time(WARM_UP, args.steps)?;
+    if let Some(path) = &args.trace {
+        write_trace(path, &plan, &last)?;
+    }
+    let told = told(&plan, &simulation, &timings);
+    match args.json {
+        true => output::print(&output::to_json(&told)?)?,
+        false => output::print(&text(&plan, &told, args.rows, output::terminal_width().unwrap_or(120)))?,
+    }
+    Ok(Verdict::Yes)
+}
+
+fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Told {
+    let row = |what: String, predicted_ns: Nanos, times: &[Nanos]| {
+        let Spread { median, quartiles, runs } = Spread::of(times)?;
+        Some(Row { what, predicted_ns, measured_ns: median, quartiles_ns: quartiles, runs })
+    };
+    let chunk = |(&program, times): (&u32, &Vec<Nanos>)| {
+        row(program_name(plan, program as usize), simulation.programs[program as usize].total, times)
+    };
+    let op = |(&(program, op), times): (&(u32, u32), &Vec<Nanos>)| {
+        let of = &plan.programs[program as usize].ops[op as usize];
+        let what = format!("{}, {}, {} SMs", op_name(of), program_name(plan, program as usize), of.sms);
+        row(what, simulation.programs[program as usize].ops[op as usize].duration(), times)
+    };
+    let worst = |mut rows: Vec<Row>| {
+        rows.sort_by_key(|row| std::cmp::Reverse(row.measured_ns.0.abs_diff(row.predicted_ns.0) * u64::from(row.runs)));
+        rows
+    };
+    let step = row("step".to_owned(), simulation.step, &timings.steps);
+    let none = || Row {
+        what: "step".to_owned(),
+        predicted_ns: simulation.step,
+        measured_ns: Nanos::ZERO,
+        quartiles_ns: (Nanos::ZERO, Nanos::ZERO),
+        runs: 0,
+    };
+    Told {
+        step: step.unwrap_or_else(none),
+        chunks: worst(timings.programs.iter().filter_map(chunk).collect()),
+        ops: worst(timings.ops.iter().filter_map(op).collect()),
+    }
+}
+
+fn text(plan: &Plan, told: &Told, most: usize, width: usize) -> String {
+    let off = |row: &Row| 100.0 * (row.predicted_ns.as_f64() / row.measured_ns.as_f64().max(1.0) - 1.0);
+    let rows = |title: &str, rows: &[Row]| {
+        let mut table = table::new(&[title, "measured", "quartiles", "predicted", "off", "runs"], width);
+        for row in rows.iter().take(if most == 0 { usize::MAX } else { most }) {
+            table.add_row([
+                row.what.clone(),
+                row.measured_ns.to_string(),
+                format!("{} to {}", row.quartiles_ns.0, row.quartiles_ns.1),
+                row.predicted_ns.to_string(),
+                format!("{:+.1} %", off(row)),
+                row.runs.to_string(),
+            ]);
+        }
+        table::finish(&mut table, &[1, 2, 3, 4, 5]);
+        let left = rows.len().saturating_sub(table.row_count());
+        let more =
+            if left > 0 { format!("\n{left} more that are nearer (`--rows 0` shows all)") } else { String::new() };
+        format!("{table}{more}\n")
+    };
+    let median = |rows: &[Row]| {
+        let mut apart: Vec<f64> = rows.iter().map(|row| off(row).abs()).collect();
+        apart.sort_by(f64::total_cmp);
+        apart.get(apart.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+    };
+    format!(
+        "{} under {}: a step takes {}, predicted {} ({:+.1} %).\nOff by, in the median: chunks {:.1} %, ops {:.1} %. Worst first, by time in all:\n{}{}",
+        plan.model.name,
+        plan.origin.schedule,
+        told.step.measured_ns,
+        told.step.predicted_ns,
+        off(&told.step),
+        median(&told.chunks),
+        median(&told.ops),
+        rows("chunk", &told.chunks),
+        rows("op", &told.ops),
+    )
+}
