@@ -1,3 +1,4 @@
 //! What other tools read and write.
 
+pub mod kineto;
 pub mod torch;

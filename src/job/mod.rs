@@ -46,15 +46,8 @@ pub fn read_text(path: &std::path::Path, limit: u64) -> crate::Result<String> {
     let refuse = |error: std::io::Error| Error::new(format!("`{name}` cannot be read: {error}"));
     let too_large =
         || Error::new(format!("`{name}` is larger than {limit} bytes")).help("give the file that was meant");
-    let file = std::fs::File::open(path).map_err(refuse)?;
-    let about = file.metadata().map_err(refuse)?;
-    if about.is_dir() {
-        return Err(Error::new(format!("`{name}` is a directory")).help("name a file in it"));
-    }
-    if is_device(&about) {
-        return Err(Error::new(format!("`{name}` is a device")).help("give a file or a pipe"));
-    }
-    if about.len() > limit {
+    let file = open(path)?;
+    if file.metadata().map_err(refuse)?.len() > limit {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
@@ -70,6 +63,26 @@ pub fn read_text(path: &std::path::Path, limit: u64) -> crate::Result<String> {
             .help("save it as UTF-8, or give the file that was meant")
             .at(&name.to_string(), &shown, at..at + char::REPLACEMENT_CHARACTER.len_utf8(), "here")
     })
+}
+
+/// A file or pipe, to be read.
+///
+/// # Errors
+/// If it is not there, or is neither.
+pub fn open(path: &std::path::Path) -> crate::Result<std::fs::File> {
+    use crate::Error;
+
+    let name = path.display();
+    let refuse = |error: std::io::Error| Error::new(format!("`{name}` cannot be read: {error}"));
+    let file = std::fs::File::open(path).map_err(refuse)?;
+    let about = file.metadata().map_err(refuse)?;
+    if about.is_dir() {
+        return Err(Error::new(format!("`{name}` is a directory")).help("name a file in it"));
+    }
+    if is_device(&about) {
+        return Err(Error::new(format!("`{name}` is a device")).help("give a file or a pipe"));
+    }
+    Ok(file)
 }
 
 /// Devices never end (`/dev/zero`) or wait for somebody to type.
