@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
+const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/traces/deepseek-v3.json.gz");
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/tiny/job.ron");
 
 fn dualweave(args: &[&str]) -> Output {
@@ -91,6 +92,9 @@ fn printers(plan: &str) -> Vec<Vec<&str>> {
         vec!["overlap", TINY, "--json"],
         vec!["simulate", plan, "--json"],
         vec!["simulate", plan, "--rank", "1"],
+        vec!["import", "--format", "kineto", TRACE],
+        vec!["import", "--format", "kineto", TRACE, "--json"],
+        vec!["import", "--format", "kineto", TRACE, "-o", "-"],
     ]);
     for format in ["chart", "tokens", "stage", "json"] {
         all.push(vec!["schedule", "--kind", "dualpipe", "--pp", "4", "--micro-batches", "8", "--format", format]);

@@ -20,3 +20,5 @@ mod jobs;
 mod plans;
 #[path = "hostile_inputs/tables.rs"]
 mod tables;
+#[path = "hostile_inputs/traces.rs"]
+mod traces;

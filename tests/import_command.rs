@@ -143,3 +143,101 @@ fn plans_and_timetables_are_exported() {
     let theirs = format!("{}/tests/data/torch-csv/1f1b_pp2_m4.compute_only.csv", env!("CARGO_MANIFEST_DIR"));
     assert_eq!(text, fs::read_to_string(theirs).expect("a file"));
 }
+
+/// A folder with the example of a trace as `trace.json.gz`.
+fn folder_with_a_trace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/traces/deepseek-v3.json.gz");
+    fs::copy(from, folder.path().join("trace.json.gz")).expect("a copy");
+    folder
+}
+
+const TRACE: [&str; 4] = ["import", "--format", "kineto", "trace.json.gz"];
+
+#[test]
+fn a_trace_is_reported_by_components() {
+    let folder = folder_with_a_trace();
+    insta::assert_snapshot!(stdout(folder.path(), &TRACE), @r"
+    trace.json.gz · NVIDIA H800 · GPU 0 · 1 007 events · 963 kernels
+
+      span          129.0 ms   100.0 %   from the first kernel to the last
+      busy          122.0 ms    94.5 %   computation runs
+      exposed      6524.0 µs     5.1 %   only communication runs
+      bubble        509.0 µs     0.4 %   nothing runs
+      all comm      114.5 ms    88.8 %   communication runs
+
+    ┌───────────┬───────┬──────┬───────────┬───────────┬─────────┬───────────┬─────────┬─────────┬─────┐
+    │ component ┆ phase ┆ runs ┆      mean ┆      busy ┆ of span ┆   exposed ┆ kernels ┆ streams ┆ SMs │
+    ╞═══════════╪═══════╪══════╪═══════════╪═══════════╪═════════╪═══════════╪═════════╪═════════╪═════╡
+    │ attn      ┆ F     ┆    4 ┆ 4362.8 µs ┆   17.5 ms ┆  13.5 % ┆           ┆     260 ┆ 7       ┆ 112 │
+    │ attn      ┆ I     ┆    4 ┆ 9340.8 µs ┆   37.4 ms ┆  29.0 % ┆           ┆     400 ┆ 7       ┆ 112 │
+    │ attn      ┆ W     ┆    4 ┆ 2388.5 µs ┆ 9554.0 µs ┆   7.4 % ┆           ┆      20 ┆ 7       ┆ 112 │
+    │ dispatch  ┆ F     ┆    4 ┆ 6690.2 µs ┆   26.8 ms ┆  20.7 % ┆  782.0 µs ┆      12 ┆ 27      ┆  20 │
+    │ dispatch  ┆ B     ┆    4 ┆ 7486.8 µs ┆   29.9 ms ┆  23.2 % ┆ 3448.0 µs ┆       8 ┆ 27      ┆  20 │
+    │ mlp       ┆ F     ┆    4 ┆ 4603.8 µs ┆   18.4 ms ┆  14.3 % ┆           ┆      79 ┆ 7       ┆ 112 │
+    │ mlp       ┆ I     ┆    4 ┆ 5306.0 µs ┆   21.2 ms ┆  16.5 % ┆           ┆     116 ┆ 7       ┆ 112 │
+    │ mlp       ┆ W     ┆    4 ┆ 4493.0 µs ┆   18.0 ms ┆  13.9 % ┆           ┆      48 ┆ 7, 23   ┆ 112 │
+    │ combine   ┆ F     ┆    4 ┆ 8684.0 µs ┆   34.7 ms ┆  26.9 % ┆  732.0 µs ┆       8 ┆ 27      ┆  20 │
+    │ combine   ┆ B     ┆    4 ┆ 5769.2 µs ┆   23.1 ms ┆  17.9 % ┆ 1562.0 µs ┆      12 ┆ 27      ┆  20 │
+    └───────────┴───────┴──────┴───────────┴───────────┴─────────┴───────────┴─────────┴─────────┴─────┘
+
+    ┌────────┬──────────┬─────────┬─────────┐
+    │ stream ┆     busy ┆ of span ┆ kernels │
+    ╞════════╪══════════╪═════════╪═════════╡
+    │      7 ┆ 118.2 ms ┆  91.6 % ┆     907 │
+    │     23 ┆  11.4 ms ┆   8.8 % ┆      16 │
+    │     27 ┆ 114.5 ms ┆  88.8 % ┆      40 │
+    └────────┴──────────┴─────────┴─────────┘
+    0.0 % of the time in kernels is in no component. A kernel that waits for other GPUs counts as running.
+    SMs: at most as many as a kernel has thread blocks; fewer where blocks share one. Median over the time.
+    Gap between kernels that were launched in time: 2142 ns; for a job's GPU `measured: (launch_us: 2.142)`.
+    ");
+}
+
+/// What is written of a trace is what `overlap` reads: its durations are those of the report.
+#[test]
+fn a_traces_layer_is_overlapped() {
+    let folder = folder_with_a_trace();
+    let json =
+        |args: &[&str]| -> serde_json::Value { serde_json::from_str(&stdout(folder.path(), args)).expect("JSON") };
+    let report = json(&[&TRACE[..], &["--json", "-o", "components.csv"]].concat());
+    let mut computation = 0;
+    for row in report["components"].as_array().expect("a list") {
+        let mean = row["mean_ns"].as_u64().expect("a number");
+        computation += if row["communicates"] == false { mean } else { 0 };
+    }
+    let overlap = json(&["overlap", "--components", "components.csv", "--json"]);
+    let bound = overlap["bound_ms"].as_f64().expect("a number");
+    assert!((bound * 1e6 - computation as f64).abs() < 1.0, "{bound} and {computation}");
+    let same = stdout(folder.path(), &[&TRACE[..], &["-o", "-"]].concat());
+    assert_eq!(same, fs::read_to_string(folder.path().join("components.csv")).expect("a file"));
+}
+
+#[test]
+fn rules_and_steps_are_for_traces() {
+    let folder = folder_with_a_trace();
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/traces/rules.ron"), folder.path().join("rules.ron"))
+        .expect("a copy");
+    let with = |more: &[&'static str]| [&TRACE[..], more].concat();
+    assert_eq!(stdout(folder.path(), &with(&["--rules", "rules.ron"])), stdout(folder.path(), &TRACE));
+    for (more, message) in [
+        (&["--pp", "4"][..], "`--pp` is for `--format torch-csv`"),
+        (&["--improve"], "`--improve` is for `--format torch-csv`"),
+        (&["--steps", "3..2"], "the last step is before the first"),
+        (&["--steps", "x"], "write one number, or two as `7..9`"),
+        (&["--steps", "3"], "has no step from 3 to 3"),
+        (&["--device", "1"], "has nothing on GPU 1"),
+        (&["--rules", "nowhere.ron"], "`nowhere.ron` cannot be read"),
+        (&["-o", "trace.json.gz"], "would be overwritten"),
+    ] {
+        let said = refusal(folder.path(), &with(more));
+        assert!(said.contains(message), "{more:?}: {said}");
+    }
+    let said = refusal(folder.path(), &["import", "--format", "torch-csv", "x.csv"]);
+    assert!(said.contains("--pp <P>") && said.contains("--micro-batches <M>"), "{said}");
+    let csv = ["import", "--format", "torch-csv", "x.csv", "--pp", "1", "--micro-batches", "1", "--steps", "1"];
+    assert!(refusal(folder.path(), &csv).contains("`--steps` is for `--format kineto`"));
+    fs::write(folder.path().join("part.json"), "[{}]").expect("a file");
+    let said = refusal(folder.path(), &["import", "--format", "kineto", "part.json"]);
+    assert!(said.contains("`part.json` has no GPU kernels"), "{said}");
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::import::whole;
+use super::import::torch_csv::whole;
 use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::interop::torch::of_timetable;

@@ -74,6 +74,14 @@ pub fn read(path: &Path) -> Result<String> {
     crate::job::read_text(path, LARGEST_FILE)
 }
 
+/// A file of any size, to be read piece by piece.
+///
+/// # Errors
+/// If it is not there, or not a file.
+pub fn open(path: &Path) -> Result<fs::File> {
+    crate::job::open(path)
+}
+
 /// Whether a path means standard output.
 pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"

@@ -1,4 +1,4 @@
-//! What people and other tools see of a plan. Everything here turns data into text; nothing decides anything.
+//! What people and other tools see of a plan, and of a trace. Everything here turns data into text; nothing decides anything.
 
 pub mod chart;
 pub mod difference;
@@ -6,6 +6,7 @@ pub(crate) mod numbers;
 pub mod pair;
 pub mod perfetto;
 pub mod plan_text;
+pub mod profile;
 pub mod simulation;
 pub(crate) mod table;
 pub(crate) mod units;
