@@ -13,18 +13,18 @@ mod refused;
 mod writer;
 
 use dualweave::Result;
-use dualweave::interop::kineto::{self, Part, Phase, Profile, Row, Rules, Selection};
+use dualweave::interop::kineto::{self, Breakdown, Part, Phase, Row, Rules, Selection};
 
 /// Reads a trace with the rules that come along.
-fn profile(text: &[u8]) -> Result<Profile> {
+fn breakdown(text: &[u8]) -> Result<Breakdown> {
     kineto::read("trace.json", text, &Rules::default(), Selection::default())
 }
 
 /// The row of a component, which must be there once.
-fn row(profile: &Profile, part: Part, phase: Option<Phase>) -> &Row {
-    let mut rows = profile.rows.iter().filter(|row| row.part == part && row.phase == phase);
+fn row(breakdown: &Breakdown, part: Part, phase: Option<Phase>) -> &Row {
+    let mut rows = breakdown.rows.iter().filter(|row| row.part == part && row.phase == phase);
     match (rows.next(), rows.next()) {
         (Some(row), None) => row,
-        other => panic!("{part:?} {phase:?}: {other:?} in {:?}", profile.rows),
+        other => panic!("{part:?} {phase:?}: {other:?} in {:?}", breakdown.rows),
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use dualweave::interop::kineto::{Rules, Selection, components, read};
-use dualweave::view::profile::{Json, to_text};
+use dualweave::view::breakdown::{Json, to_text};
 
 use crate::edits::edited;
 use crate::guard::{Answer, try_all};

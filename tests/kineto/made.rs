@@ -4,7 +4,7 @@ use dualweave::interop::kineto::{Part, Phase, Rules, Selection, read};
 use dualweave::units::Nanos;
 
 use super::writer::{AUTOGRAD, Kernel, MAIN, Writer};
-use super::{profile, row};
+use super::{breakdown, row};
 
 fn kernel(name: &str, stream: u64, start: u64, time: u64) -> Kernel<'_> {
     Kernel { name, stream, start, time, blocks: 264 }
@@ -20,7 +20,7 @@ fn exposed_time_is_that_of_no_computation() {
     writer.kernel(kernel("b", 7, 102, 6));
     writer.kernel(kernel("c", 23, 103, 2));
     writer.kernel(kernel("d", 7, 120, 5));
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     let micros = |count: u64| Nanos(1000 * count);
     assert_eq!((found.span, found.busy, found.communication), (micros(25), micros(11), micros(10)));
     assert_eq!((found.exposed, found.bubble, found.total), (micros(4), micros(10), micros(23)));
@@ -39,7 +39,7 @@ fn communication_is_no_computation() {
     writer.launched(kernel("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", 13, 200, 10), MAIN, 10);
     writer.launched(kernel("void deep_ep::intranode::dispatch<8, 768>(int4*)", 13, 220, 10), MAIN, 20);
     writer.launched(kernel("nvjet_tst", 7, 240, 10), MAIN, 30);
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     assert!(row(&found, Part::Other, None).communicates);
     assert_eq!(row(&found, Part::Dispatch, Some(Phase::F)).ops, 1);
     assert_eq!((row(&found, Part::Mlp, Some(Phase::F)).ops, found.exposed), (1, Nanos(20_000)));
@@ -52,7 +52,7 @@ fn deepep_goes_the_other_way_in_the_backward() {
     writer.node("DispatchBackward", AUTOGRAD, 0, 50);
     writer.launched(kernel("void deep_ep::intranode::combine<8, 768>(int4*)", 13, 60, 10), AUTOGRAD, 10);
     writer.launched(kernel("void deep_ep::intranode::dispatch<8, 768>(int4*)", 13, 80, 10), AUTOGRAD, 20);
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     assert_eq!(row(&found, Part::Dispatch, Some(Phase::B)).ops, 1);
     assert_eq!(row(&found, Part::Combine, Some(Phase::B)).ops, 1);
 }
@@ -72,7 +72,7 @@ fn two_threads_do_not_mix() {
     writer.launched(kernel("b", 7, 1020, 1), AUTOGRAD, 110);
     writer.node("torch::autograd::AccumulateGrad", AUTOGRAD, 125, 5);
     writer.launched(kernel("w", 7, 1030, 1), AUTOGRAD, 126);
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     assert_eq!(row(&found, Part::Attention, Some(Phase::F)).ops, 1);
     assert_eq!(row(&found, Part::Mlp, Some(Phase::F)).ops, 1);
     let backward = row(&found, Part::Attention, Some(Phase::B));
@@ -89,7 +89,7 @@ fn recomputation_is_backward() {
     writer.node("CheckpointBackward", AUTOGRAD, 110, 50);
     writer.annotation("attn(F)", AUTOGRAD, 115, 20);
     writer.launched(kernel("again", 7, 1010, 1), AUTOGRAD, 120);
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     assert_eq!(row(&found, Part::Attention, Some(Phase::F)).ops, 1);
     assert_eq!(row(&found, Part::Attention, Some(Phase::I)).ops, 1);
 }
@@ -110,7 +110,7 @@ fn runs_are_counted_once() {
         writer.launched(kernel("experts", 7, at + 240, 30), MAIN, at + 240);
         writer.launched(kernel("shared", 23, at + 250, 30), MAIN, at + 250);
     }
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     let attention = row(&found, Part::Attention, Some(Phase::F));
     assert_eq!((attention.runs, attention.ops, attention.mean()), (3, 9, Nanos(20_000)));
     let experts = row(&found, Part::Mlp, Some(Phase::F));
@@ -139,7 +139,7 @@ fn odd_events_are_read() {
     writer.event(r#"{"ph": "B", "cat": "user_annotation", "name": "no end", "pid": 1, "tid": 1, "ts": 1}"#);
     writer.event(r#"{"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "python"}}"#);
     writer.event("{}");
-    let found = profile(writer.finish().as_bytes()).expect("a trace");
+    let found = breakdown(writer.finish().as_bytes()).expect("a trace");
     assert_eq!((found.ops, found.unusable, found.events), (2, 3, 12));
     // To the nanosecond, of times for which a float has no room.
     assert_eq!(row(&found, Part::Attention, Some(Phase::F)).total, Nanos(1001));
@@ -159,5 +159,5 @@ fn rules_of_a_file_count() {
     let found = read("trace.json", text.as_bytes(), &rules, Selection::default()).expect("a trace");
     assert_eq!(row(&found, Part::Attention, Some(Phase::W)).ops, 1);
     assert!(row(&found, Part::Combine, Some(Phase::F)).communicates);
-    assert_eq!(profile(text.as_bytes()).expect("a trace").unnamed(), Nanos(10_000));
+    assert_eq!(breakdown(text.as_bytes()).expect("a trace").unnamed(), Nanos(10_000));
 }

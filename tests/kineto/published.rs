@@ -4,11 +4,11 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 
-use dualweave::interop::kineto::{Part, Phase, Profile, components};
+use dualweave::interop::kineto::{Breakdown, Part, Phase, components};
 use dualweave::units::Nanos;
 
 use super::writer::{Kernel, MAIN, Writer};
-use super::{profile, row};
+use super::{breakdown, row};
 
 /// A row of the file: an annotation on a stream. Times are microseconds.
 struct Seen {
@@ -107,7 +107,7 @@ fn micros(count: usize) -> Nanos {
     Nanos(1_000 * count as u64)
 }
 
-fn check(found: &Profile) {
+fn check(found: &Breakdown) {
     let seen = seen();
     let line = timeline(&seen);
     let count = |of: fn(&(bool, bool)) -> bool| micros(line.iter().filter(|moment| of(moment)).count());
@@ -163,7 +163,7 @@ fn check(found: &Profile) {
 fn its_numbers_come_back() {
     let seen = seen();
     for on_streams in [true, false] {
-        let found = profile(trace(&seen, on_streams).as_bytes()).expect("a trace");
+        let found = breakdown(trace(&seen, on_streams).as_bytes()).expect("a trace");
         check(&found);
         assert_eq!((found.sms, found.gpu.as_deref(), found.rank), (Some(132), Some("NVIDIA H800"), None));
     }
@@ -189,7 +189,7 @@ fn the_example_is_this_trace() {
 /// experts, of which the example counts one stream alone.
 #[test]
 fn the_example_comes_out() {
-    let found = profile(trace(&seen(), true).as_bytes()).expect("a trace");
+    let found = breakdown(trace(&seen(), true).as_bytes()).expect("a trace");
     let made = components("trace.json", &found).expect("all components");
     let rows = |text: &str| -> Vec<(String, f64)> {
         let lines = text.lines().filter(|line| !line.starts_with('#') && *line != "component,phase,ms");

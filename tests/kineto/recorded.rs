@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 
-use dualweave::interop::kineto::{Part, Phase, Profile, Rules, Selection, read};
+use dualweave::interop::kineto::{Breakdown, Part, Phase, Rules, Selection, read};
 use serde_json::Value;
 
-use super::{profile, row};
+use super::{breakdown, row};
 
 fn packed(name: &str) -> Vec<u8> {
     fs::read(format!("tests/data/kineto/{name}.json.gz")).expect("the trace is there")
@@ -30,7 +30,7 @@ fn total(trace: &str, name: &str) -> u64 {
 /// A training step with annotations in the forward pass alone.
 #[test]
 fn forward_sums_are_pytorchs() {
-    let found = profile(&packed("whole")).expect("a trace");
+    let found = breakdown(&packed("whole")).expect("a trace");
     for (name, part) in
         [("attn", Part::Attention), ("dispatch", Part::Dispatch), ("mlp", Part::Mlp), ("combine", Part::Combine)]
     {
@@ -139,7 +139,7 @@ fn sums(trace: &str) -> Sums {
 
 /// That the rows of these components are these sums.
 fn check(trace: &str, parts: &[(&'static str, Part)]) {
-    let (sums, found) = (sums(trace), profile(&packed(trace)).expect("a trace"));
+    let (sums, found) = (sums(trace), breakdown(&packed(trace)).expect("a trace"));
     for &(name, part) in parts {
         for (backward, phase) in [(false, Phase::F), (true, Phase::B)] {
             let (kernels, time) = sums[&(Some(name), backward)];
@@ -161,14 +161,14 @@ fn backward_kernels_find_their_forward_annotations() {
 #[test]
 fn modules_are_as_good_as_annotations() {
     check("modules", &[("attn", Part::Attention), ("mlp", Part::Mlp)]);
-    let found = profile(&packed("modules")).expect("a trace");
+    let found = breakdown(&packed("modules")).expect("a trace");
     assert_eq!(row(&found, Part::Mlp, Some(Phase::F)).total.0, total("modules", "mlp"));
 }
 
 /// Annotations of the backward pass stand on the thread that waits for autograd, not on the one that launches.
 #[test]
 fn annotated_backwards_reach_into_autograd() {
-    let found = profile(&packed("parts")).expect("a trace");
+    let found = breakdown(&packed("parts")).expect("a trace");
     for (name, part) in [("attn(F)", Part::Attention), ("dispatch(F)", Part::Dispatch), ("mlp(F)", Part::Mlp)] {
         let row = row(&found, part, Some(Phase::F));
         assert_eq!((row.total.0, row.runs), (total("parts", name), 2), "{name}");
@@ -188,7 +188,7 @@ fn annotated_backwards_reach_into_autograd() {
 /// Kernels of a replayed graph belong to the annotation around the replay.
 #[test]
 fn graphs_are_launched_at_once() {
-    let found = profile(&packed("graph")).expect("a trace");
+    let found = breakdown(&packed("graph")).expect("a trace");
     let row = row(&found, Part::Attention, Some(Phase::F));
     assert_eq!((row.ops, row.runs, found.ops), (12, 2, 12));
     assert!(found.gap.is_some_and(|gap| (500..5_000).contains(&gap.0)), "{:?}", found.gap);
@@ -196,7 +196,7 @@ fn graphs_are_launched_at_once() {
 
 #[test]
 fn steps_are_told_apart() {
-    let of = |steps| -> Profile {
+    let of = |steps| -> Breakdown {
         let selection = Selection { device: Some(0), steps };
         read("whole.json.gz", &packed("whole")[..], &Rules::default(), selection).expect("a trace")
     };
@@ -210,25 +210,25 @@ fn steps_are_told_apart() {
 /// Of a CPU alone nothing is to be said; but its file is read.
 #[test]
 fn a_trace_without_a_gpu_is_said_to_be_one() {
-    let error = profile(&packed("cpu")).expect_err("no GPU");
+    let error = breakdown(&packed("cpu")).expect_err("no GPU");
     assert!(error.message().contains("has no GPU kernels: 126 events, 2 of them annotations and modules"), "{error}");
 }
 
 /// Packed or not, with or without the document around them, events say the same.
 #[test]
 fn forms_of_the_file_do_not_matter() {
-    let wanted = profile(&packed("whole")).expect("a trace");
+    let wanted = breakdown(&packed("whole")).expect("a trace");
     let text = unpacked("whole");
-    assert_eq!(profile(text.as_bytes()).expect("a trace"), wanted);
+    assert_eq!(breakdown(text.as_bytes()).expect("a trace"), wanted);
     let start = text.find("\"traceEvents\": [").expect("there") + "\"traceEvents\": ".len();
     let end = text.rfind("],\n  \"traceName\"").expect("there");
-    let bare = profile(&text.as_bytes()[start..=end]).expect("a list");
+    let bare = breakdown(&text.as_bytes()[start..=end]).expect("a list");
     assert_eq!((bare.busy, bare.exposed, bare.events), (wanted.busy, wanted.exposed, wanted.events));
     assert_eq!((bare.sms, bare.gpu, bare.rank), (None, None, None));
     // Two members in one file, as tools that pack in parallel write them.
     let (one, other) = text.split_at(text.len() / 3);
     let packed: Vec<u8> = [one, other].iter().flat_map(|part| pack(part.as_bytes())).collect();
-    assert_eq!(profile(&packed).expect("a trace"), wanted);
+    assert_eq!(breakdown(&packed).expect("a trace"), wanted);
 }
 
 fn pack(bytes: &[u8]) -> Vec<u8> {

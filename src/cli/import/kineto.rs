@@ -7,7 +7,7 @@ use super::{Args, reports};
 use crate::cli::{Verdict, output};
 use crate::error::Result;
 use crate::interop::kineto::{self, Rules, Selection};
-use crate::view::profile;
+use crate::view::breakdown;
 
 /// Columns of a report that goes into a file or a pipe.
 const PLAIN_WIDTH: usize = 120;
@@ -68,8 +68,8 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let components = args.output.as_ref().map(|_| kineto::components(&name, &found)).transpose()?;
     if reports(args) {
         output::print(&match args.json {
-            true => output::to_json(&profile::Json::new(&found))?,
-            false => profile::to_text(&name, &found, output::terminal_width().unwrap_or(PLAIN_WIDTH)),
+            true => output::to_json(&breakdown::Json::new(&found))?,
+            false => breakdown::to_text(&name, &found, output::terminal_width().unwrap_or(PLAIN_WIDTH)),
         })?;
     }
     if let Some((path, text)) = args.output.as_ref().zip(components) {

@@ -2,21 +2,21 @@
 
 use std::fmt::Write as _;
 
-use super::profile::{Profile, Row};
+use super::breakdown::{Breakdown, Row};
 use super::rules::{Part, Phase};
 use crate::error::{Error, Result};
 
 /// What a layer with experts has.
 const PARTS: [Part; 4] = [Part::Attention, Part::Dispatch, Part::Mlp, Part::Combine];
 
-/// The file of components of a profile from `name`: mean milliseconds of a run.
+/// The file of components of a breakdown from `name`: mean milliseconds of a run.
 ///
 /// # Errors
 /// If a component has no forward or no backward in the trace.
-pub fn components(name: &str, profile: &Profile) -> Result<String> {
+pub fn components(name: &str, breakdown: &Breakdown) -> Result<String> {
     let row = |part: Part, phase: Phase| -> Option<&Row> {
         // What communicates within a computation is no run of it.
-        profile
+        breakdown
             .rows
             .iter()
             .find(|row| row.part == part && row.phase == Some(phase) && (row.communicates == part.is_exchange()))
@@ -46,7 +46,7 @@ pub fn components(name: &str, profile: &Profile) -> Result<String> {
         return Err(Error::new(format!("`{name}` does not show all of a layer: no {}", missing.join(", no ")))
             .help("annotate them with `record_function`, or name what is there in a file of rules (--rules)"));
     }
-    let mut text = format!("# Means of the runs in {}, GPU {}", name.replace(['\n', '\r'], " "), profile.device);
+    let mut text = format!("# Means of the runs in {}, GPU {}", name.replace(['\n', '\r'], " "), breakdown.device);
     text.push_str(": time in which a kernel of the component runs.\n");
     if !lines.iter().any(|(_, phase, _)| *phase == Phase::W) {
         text.push_str("# Weight gradients are not told apart: the backward of attn and mlp has them in it.\n");

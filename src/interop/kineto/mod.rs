@@ -1,13 +1,13 @@
 //! Traces of PyTorch's profiler (Kineto's Chrome traces): where a GPU's time went, by the components of a layer.
 //!
 //! `reader` goes through a file of any size once and keeps what is needed (`trace`); `rules` say what names stand for; `attribute` finds for each
-//! GPU op what it belongs to; `profile` adds up; `components` makes the table that `dualweave overlap` reads.
+//! GPU op what it belongs to; `breakdown` adds up; `components` makes the table that `dualweave overlap` reads.
 //!
 //! Times are what was measured: a kernel that waits for another GPU counts as running.
 
 mod attribute;
+mod breakdown;
 mod components;
-mod profile;
 mod ranges;
 mod raw;
 mod reader;
@@ -15,8 +15,8 @@ mod rules;
 mod stream;
 mod trace;
 
+pub use breakdown::{Breakdown, Row, Selection, StreamRow};
 pub use components::components;
-pub use profile::{Profile, Row, Selection, StreamRow};
 pub use rules::{Part, Phase, Rules};
 
 use std::io::Read;
@@ -27,8 +27,8 @@ use crate::error::Result;
 ///
 /// # Errors
 /// If the file is no trace from end to end, or has nothing of what is selected.
-pub fn read(name: &str, file: impl Read, rules: &Rules, selection: Selection) -> Result<Profile> {
+pub fn read(name: &str, file: impl Read, rules: &Rules, selection: Selection) -> Result<Breakdown> {
     let trace = trace::Trace::read(name, file)?;
     let owners = attribute::owners(&trace, rules);
-    Profile::new(name, &trace, &owners, selection)
+    Breakdown::new(name, &trace, &owners, selection)
 }

@@ -19,7 +19,7 @@ pub struct Selection {
 
 /// How a GPU's time was spent. The words are those of `simulate`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Profile {
+pub struct Breakdown {
     /// Number of the GPU.
     pub device: u32,
     /// Its name.
@@ -100,7 +100,7 @@ impl Row {
     }
 }
 
-impl Profile {
+impl Breakdown {
     /// Time in ops that no rule names.
     pub fn unnamed(&self) -> Nanos {
         self.rows.iter().filter(|row| row.part == Part::Other).map(|row| row.total).sum()

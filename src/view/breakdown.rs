@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anstyle::Style;
 use serde::Serialize;
 
-use crate::interop::kineto::{Part, Profile, Row};
+use crate::interop::kineto::{Breakdown, Part, Row};
 use crate::units::Nanos;
 use crate::view::numbers::{count, grouped, percent};
 use crate::view::table::{finish, new as new_table};
@@ -13,48 +13,48 @@ use crate::view::table::{finish, new as new_table};
 const BOLD: Style = Style::new().bold();
 
 /// The whole report, in at most `width` columns where that is possible. `name` is the trace's.
-pub fn to_text(name: &str, profile: &Profile, width: usize) -> String {
-    let gpu = profile.gpu.as_deref().map_or(String::new(), |gpu| format!(" · {gpu}"));
-    let rank = profile.rank.map_or(String::new(), |(rank, ranks)| format!(" · rank {rank} of {ranks}"));
-    let steps = match profile.steps[..] {
+pub fn to_text(name: &str, breakdown: &Breakdown, width: usize) -> String {
+    let gpu = breakdown.gpu.as_deref().map_or(String::new(), |gpu| format!(" · {gpu}"));
+    let rank = breakdown.rank.map_or(String::new(), |(rank, ranks)| format!(" · rank {rank} of {ranks}"));
+    let steps = match breakdown.steps[..] {
         [] => String::new(),
         [only] => format!(" · step {only}"),
-        [first, .., last] => format!(" · {} from {first} to {last}", count(profile.steps.len() as u64, "step")),
+        [first, .., last] => format!(" · {} from {first} to {last}", count(breakdown.steps.len() as u64, "step")),
     };
     let mut text = format!(
         "{BOLD}{name}{BOLD:#}{gpu} · GPU {}{rank}{steps} · {} · {}\n\n",
-        profile.device,
-        count(profile.events, "event"),
-        count(profile.ops, "kernel"),
+        breakdown.device,
+        count(breakdown.events, "event"),
+        count(breakdown.ops, "kernel"),
     );
     let mut line = |name: &str, time: Nanos, what: &str| {
-        let share = percent(time.as_f64(), profile.span.as_f64());
+        let share = percent(time.as_f64(), breakdown.span.as_f64());
         let _ = writeln!(text, "  {name:<12}{:>10}{share:>10}   {what}", time.to_string());
     };
-    line("span", profile.span, "from the first kernel to the last");
-    line("busy", profile.busy, "computation runs");
-    line("exposed", profile.exposed, "only communication runs");
-    line("bubble", profile.bubble, "nothing runs");
-    line("all comm", profile.communication, "communication runs");
-    let _ = write!(text, "\n{}\n{}", rows(profile, width), streams(profile, width));
+    line("span", breakdown.span, "from the first kernel to the last");
+    line("busy", breakdown.busy, "computation runs");
+    line("exposed", breakdown.exposed, "only communication runs");
+    line("bubble", breakdown.bubble, "nothing runs");
+    line("all comm", breakdown.communication, "communication runs");
+    let _ = write!(text, "\n{}\n{}", rows(breakdown, width), streams(breakdown, width));
     let _ = writeln!(
         text,
         "{} of the time in kernels is in no component. A kernel that waits for other GPUs counts as running.",
-        percent(profile.unnamed().as_f64(), profile.total.as_f64()),
+        percent(breakdown.unnamed().as_f64(), breakdown.total.as_f64()),
     );
-    if profile.rows.iter().any(|row| row.sms.is_some()) {
+    if breakdown.rows.iter().any(|row| row.sms.is_some()) {
         text.push_str(
             "SMs: at most as many as a kernel has thread blocks; fewer where blocks share one. Median over the time.\n",
         );
     }
-    if let Some(gap) = profile.gap {
+    if let Some(gap) = breakdown.gap {
         let us = gap.as_f64() / 1e3;
         let _ = writeln!(
             text,
             "Gap between kernels that were launched in time: {gap}; for a job's GPU `measured: (launch_us: {us})`."
         );
     }
-    match profile.unusable {
+    match breakdown.unusable {
         0 => {}
         1 => text.push_str("1 event lacks a time or a place, and does not count.\n"),
         many => {
@@ -75,10 +75,10 @@ fn name(row: &Row) -> String {
     }
 }
 
-fn rows(profile: &Profile, width: usize) -> String {
+fn rows(breakdown: &Breakdown, width: usize) -> String {
     let columns = ["component", "phase", "runs", "mean", "busy", "of span", "exposed", "kernels", "streams", "SMs"];
     let mut table = new_table(&columns, width);
-    for row in &profile.rows {
+    for row in &breakdown.rows {
         let dash = || "–".to_owned();
         let is_run = row.part != Part::Other;
         table.add_row(vec![
@@ -87,7 +87,7 @@ fn rows(profile: &Profile, width: usize) -> String {
             if is_run { grouped(row.runs) } else { dash() },
             if is_run { row.mean().to_string() } else { dash() },
             row.busy.to_string(),
-            percent(row.busy.as_f64(), profile.span.as_f64()),
+            percent(row.busy.as_f64(), breakdown.span.as_f64()),
             if row.communicates { row.exposed.to_string() } else { String::new() },
             grouped(row.ops),
             row.streams.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
@@ -98,13 +98,13 @@ fn rows(profile: &Profile, width: usize) -> String {
     format!("{table}\n")
 }
 
-fn streams(profile: &Profile, width: usize) -> String {
+fn streams(breakdown: &Breakdown, width: usize) -> String {
     let mut table = new_table(&["stream", "busy", "of span", "kernels"], width);
-    for stream in &profile.streams {
+    for stream in &breakdown.streams {
         table.add_row(vec![
             stream.stream.to_string(),
             stream.busy.to_string(),
-            percent(stream.busy.as_f64(), profile.span.as_f64()),
+            percent(stream.busy.as_f64(), breakdown.span.as_f64()),
             grouped(stream.ops),
         ]);
     }
@@ -163,32 +163,32 @@ struct Stream {
 }
 
 impl<'a> Json<'a> {
-    /// Of a profile.
-    pub fn new(profile: &'a Profile) -> Self {
-        let share = |time: Nanos| (profile.span > Nanos::ZERO).then(|| time.as_f64() / profile.span.as_f64());
+    /// Of a breakdown.
+    pub fn new(breakdown: &'a Breakdown) -> Self {
+        let share = |time: Nanos| (breakdown.span > Nanos::ZERO).then(|| time.as_f64() / breakdown.span.as_f64());
         Self {
-            gpu: profile.gpu.as_deref(),
-            device: profile.device,
-            sms: profile.sms,
-            rank: profile.rank.map(|rank| rank.0),
-            ranks: profile.rank.map(|rank| rank.1),
-            steps: &profile.steps,
-            events: profile.events,
-            unusable_events: profile.unusable,
-            kernels: profile.ops,
-            span_ns: profile.span.0,
-            busy_ns: profile.busy.0,
-            communication_ns: profile.communication.0,
-            exposed_ns: profile.exposed.0,
-            bubble_ns: profile.bubble.0,
-            busy_share: share(profile.busy),
-            exposed_share: share(profile.exposed),
-            bubble_share: share(profile.bubble),
-            in_kernels_ns: profile.total.0,
-            in_no_component_ns: profile.unnamed().0,
-            kernel_gap_ns: profile.gap.map(|gap| gap.0),
-            components: profile.rows.iter().map(component).collect(),
-            streams: profile
+            gpu: breakdown.gpu.as_deref(),
+            device: breakdown.device,
+            sms: breakdown.sms,
+            rank: breakdown.rank.map(|rank| rank.0),
+            ranks: breakdown.rank.map(|rank| rank.1),
+            steps: &breakdown.steps,
+            events: breakdown.events,
+            unusable_events: breakdown.unusable,
+            kernels: breakdown.ops,
+            span_ns: breakdown.span.0,
+            busy_ns: breakdown.busy.0,
+            communication_ns: breakdown.communication.0,
+            exposed_ns: breakdown.exposed.0,
+            bubble_ns: breakdown.bubble.0,
+            busy_share: share(breakdown.busy),
+            exposed_share: share(breakdown.exposed),
+            bubble_share: share(breakdown.bubble),
+            in_kernels_ns: breakdown.total.0,
+            in_no_component_ns: breakdown.unnamed().0,
+            kernel_gap_ns: breakdown.gap.map(|gap| gap.0),
+            components: breakdown.rows.iter().map(component).collect(),
+            streams: breakdown
                 .streams
                 .iter()
                 .map(|row| Stream { stream: row.stream, busy_ns: row.busy.0, kernels: row.ops })
