@@ -7,8 +7,8 @@
 // An operand lies *along* the depth (neighbours in memory are neighbours in the sum) or *across* it; the tensor cores read both as they lie.
 // Every tile is summed over the depth in one order, whatever block makes it: results do not depend on the grid.
 //
-// In principle: 85 or 110 FLOPs for every byte that comes from L2, which at the tensor cores' rate is 11.6 or 9 TB/s: more than L2 gives, so
-// it is bound by L2 (0.65 of the tensor cores). The weight gradient also reads and writes 8 bytes of each weight.
+// In principle: 85 or 110 FLOPs for every byte that comes from L2, which at the tensor cores' rate is 11.6 or 9 TB/s: likely more than L2
+// gives (measured: 0.65 of the tensor cores' rate). The weight gradient also reads and writes 8 bytes of each weight.
 
 constexpr u32 DEPTH = 64;                    // of a stage
 constexpr u32 STAGES = 4;
