@@ -18,6 +18,8 @@ mod checkpoints;
 mod jobs;
 #[path = "hostile_inputs/plans.rs"]
 mod plans;
+#[path = "hostile_inputs/profiles.rs"]
+mod profiles;
 #[path = "hostile_inputs/tables.rs"]
 mod tables;
 #[path = "hostile_inputs/traces.rs"]

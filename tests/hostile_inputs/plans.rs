@@ -10,9 +10,10 @@ use dualweave::passes::compile;
 use crate::edits::edited;
 use crate::guard::{Answer, try_all};
 use crate::plan_readers::{Reached, everything};
+use crate::profiles;
 
-/// The plan of examples/tiny, cut down as far as it goes, under a schedule.
-fn plan(schedule: ScheduleKind, micro_batches: u32) -> Vec<u8> {
+/// The plan of examples/tiny, cut down as far as it goes, under a schedule; with times as measured, if they are.
+fn plan(schedule: ScheduleKind, micro_batches: u32, profiled: bool) -> Vec<u8> {
     let job = fs::read_to_string("examples/tiny/job.ron").expect("the example is there");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("job.ron");
@@ -24,8 +25,13 @@ fn plan(schedule: ScheduleKind, micro_batches: u32) -> Vec<u8> {
         schedule: Some(schedule),
         ..Overrides::default()
     };
-    let job = load(&path, &flags).expect("the example loads").job;
-    compile(&job).expect("the example compiles").plan.to_ron().into_bytes()
+    let mut job = load(&path, &flags).expect("the example loads").job;
+    let mut plan = compile(&job).expect("the example compiles").plan;
+    if profiled {
+        job.cluster.gpu.measured.profile = Some(profiles::of(&plan));
+        plan = compile(&job).expect("the example compiles").plan;
+    }
+    plan.to_ron().into_bytes()
 }
 
 /// What is no text does not come as far as the reader of plans; [`dualweave::job::read_text`] refuses it.
@@ -40,7 +46,12 @@ fn answer(bytes: &[u8]) -> Answer {
 
 #[test]
 fn plans() {
-    let bases = [plan(ScheduleKind::GPipe, 2), plan(ScheduleKind::DualPipeV, 4), plan(ScheduleKind::ZbH1, 2)];
+    let bases = [
+        plan(ScheduleKind::GPipe, 2, false),
+        plan(ScheduleKind::DualPipeV, 4, false),
+        plan(ScheduleKind::ZbH1, 2, false),
+        plan(ScheduleKind::OneFOneB, 2, true),
+    ];
     let tally = try_all("plans", 15_000, |dice| edited(&bases, dice), |bytes, _| answer(bytes));
     assert!(tally.refused > 1_000 && tally.unusable > 300 && tally.used > 1_000, "{tally}");
 }
