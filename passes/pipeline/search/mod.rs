@@ -96,7 +96,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A fraction of a second for a pipeline of 8 ranks, and a time that grows with the number of chunks for larger ones.
+    /// Some seconds for a pipeline of 8 ranks, and a time that grows with the number of chunks for large ones.
     pub fn for_problem(problem: &Problem) -> Self {
         let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
         let nodes = if chunks <= EXACT.0 { EXACT.1 } else { 0 };
