@@ -59,6 +59,7 @@ const MEMORY: [(u64, &str); 4] = [(2, "P/2"), (4, "P"), (6, "3P/2"), (8, "2P")];
 const PAIRS: [u64; 3] = [100, 80, 67];
 
 /// One pipeline of the grid.
+#[derive(Clone, Copy)]
 struct Cell {
     placement: Placement,
     ranks: u32,
@@ -84,24 +85,21 @@ fn main() {
     let cells = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(200);
     let file = arguments.iter().find(|argument| argument.parse::<u64>().is_err());
     let mut draw = Draw(1);
-    let mut outcomes = Vec::new();
-    for _ in 0..cells {
-        let cell = Cell::draw(&mut draw);
-        let problem = cell.problem();
-        let start = Instant::now();
-        // With one rank and half a micro-batch's room there is no timetable.
-        let Ok(found) = search(&problem, &Limits::for_problem(&problem)) else { continue };
-        let seconds = start.elapsed().as_secs_f64();
-        let bound = found.bound.0;
-        let found = makespan(&problem, &found.timetable);
-        let published = ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(cell.placement));
-        let published = published
-            .filter_map(|kind| generate(kind, &problem.layout).ok())
-            .filter(|timetable| fits(&problem, timetable))
-            .map(|timetable| makespan(&problem, &timetable))
-            .min();
-        outcomes.push(Outcome { cell, found, bound, published, seconds });
-    }
+    let cells: Vec<Cell> = (0..cells).map(|_| Cell::draw(&mut draw)).collect();
+    // As many cells at a time as there are cores.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let of_thread = |first: usize| cells.iter().enumerate().skip(first).step_by(threads);
+    let mut outcomes: Vec<(usize, Outcome)> = std::thread::scope(|scope| {
+        let start = |first: usize| {
+            scope.spawn(move || {
+                of_thread(first).filter_map(|(at, cell)| Some((at, cell.outcome()?))).collect::<Vec<_>>()
+            })
+        };
+        let threads: Vec<_> = (0..threads).map(start).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread ends")).collect()
+    });
+    outcomes.sort_by_key(|(at, _)| *at);
+    let mut outcomes: Vec<Outcome> = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
     tables(&outcomes);
     if let Some(file) = file {
         std::fs::write(file, csv(&outcomes)).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -126,6 +124,23 @@ impl Cell {
             pair: PAIRS[draw.below(3) as usize],
             seed: draw.below(1 << 30),
         }
+    }
+
+    /// What comes of it. With one rank and half a micro-batch's room there is no timetable.
+    fn outcome(&self) -> Option<Outcome> {
+        let problem = self.problem();
+        let start = Instant::now();
+        let found = search(&problem, &Limits::for_problem(&problem)).ok()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let bound = found.bound.0;
+        let found = makespan(&problem, &found.timetable);
+        let published = ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(self.placement));
+        let published = published
+            .filter_map(|kind| generate(kind, &problem.layout).ok())
+            .filter(|timetable| fits(&problem, timetable))
+            .map(|timetable| makespan(&problem, &timetable))
+            .min();
+        Some(Outcome { cell: *self, found, bound, published, seconds })
     }
 
     fn name(&self) -> String {

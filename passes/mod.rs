@@ -231,8 +231,13 @@ fn inside_chunks_with(
 }
 
 /// A search that only compares programs.
-const QUICK: pipeline::search::Limits =
-    pipeline::search::Limits { timings: 0, nodes: 0, objective: pipeline::search::Objective::Makespan, proves: false };
+const QUICK: pipeline::search::Limits = pipeline::search::Limits {
+    timings: 0,
+    beams: 0,
+    nodes: 0,
+    objective: pipeline::search::Objective::Makespan,
+    proves: false,
+};
 
 /// Those with which the schedule's timetable is shorter come first; of equals, as they were.
 fn shortest_first(schedule: ScheduleKind, tried: Vec<Chunks>) -> Result<Vec<Chunks>> {

@@ -153,14 +153,15 @@ struct Entry {
 }
 
 /// A search at a glance.
-const AT_A_GLANCE: Limits = Limits { timings: GLANCE, nodes: 0, objective: Objective::Makespan, proves: false };
+const AT_A_GLANCE: Limits =
+    Limits { timings: GLANCE, beams: 0, nodes: 0, objective: Objective::Makespan, proves: false };
 
 /// A search that only says whether anything fits.
 const WHETHER_ANY_FITS: Limits = Limits { timings: 0, ..AT_A_GLANCE };
 
 /// A long search. Nobody asks how much shorter a timetable could be.
 fn long_search(problem: &Problem) -> Limits {
-    Limits { proves: false, ..Limits::for_problem(problem) }
+    Limits { proves: false, beams: 0, ..Limits::for_problem(problem) }
 }
 
 impl Entry {

@@ -26,7 +26,7 @@ fn memory(layout: Layout, stage: StageMemory, limit: u64) -> Option<Memory> {
 
 /// Searches with so many timings, and checks whatever must hold of the answer.
 fn found(problem: &Problem, timings: u64, objective: Objective) -> (Timetable, Replay) {
-    let found = search(problem, &Limits { timings, nodes: 0, objective, proves: true }).unwrap();
+    let found = search(problem, &Limits { timings, beams: 0, nodes: 0, objective, proves: true }).unwrap();
     let replay = replay(problem, &found.timetable).unwrap();
     if let Some(memory) = &problem.memory {
         for (peak, limit) in peaks(problem, memory, &found.timetable).into_iter().zip(&memory.limits) {
@@ -212,7 +212,7 @@ fn a_known_timetable_is_the_least_that_comes_out() {
     let layout = Layout::new(Placement::V, 4, 2, 12);
     let mut problem = equal(layout, [5, 6, 4], PairCost::Uniform(Nanos(12)), 1);
     let long = found(&problem, 20_000_000, Objective::Makespan);
-    let quick = Limits { timings: 0, nodes: 0, objective: Objective::Makespan, proves: false };
+    let quick = Limits { timings: 0, beams: 0, nodes: 0, objective: Objective::Makespan, proves: false };
     let makespan = |problem: &Problem, known: &[Timetable]| {
         let found = search_from(problem, &quick, known).unwrap().timetable;
         replay(problem, &found).unwrap().makespan
@@ -285,9 +285,11 @@ fn too_little_memory_is_refused_with_what_is_needed() {
         let layout = Layout::new(placement, 3, 1, 5);
         let mut problem = equal(layout, [1, 1, 1], PairCost::Sum, 0);
         problem.memory = memory(layout, StageMemory { activation: 2, for_weights: 1 }, limit);
-        let error =
-            search(&problem, &Limits { timings: 1000, nodes: 0, objective: Objective::Makespan, proves: false })
-                .unwrap_err();
+        let error = search(
+            &problem,
+            &Limits { timings: 1000, beams: 0, nodes: 0, objective: Objective::Makespan, proves: false },
+        )
+        .unwrap_err();
         assert!(error.message().contains(needs), "{}", error.message());
         problem.memory = memory(layout, StageMemory { activation: 2, for_weights: 1 }, limit + 1);
         found(&problem, 1000, Objective::Makespan);

@@ -12,7 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::model::{Guard, Model, Orders, Step};
+use super::model::{Guard, Lane, Model, Orders, Step};
 
 /// No time that is known yet.
 const NEVER: u64 = u64::MAX;
@@ -338,39 +338,15 @@ impl<'a> Run<'a> {
         self.held[rank] + self.model.needs(step) <= self.model.limits[rank]
     }
 
-    /// Whether the micro-batches in flight, with a chunk more on lane `at`, could end one after the other, each with all that
-    /// it needs: the banker's algorithm (Dijkstra 1965). What only W still reads counts as free, as W can run at any time.
+    /// As [`all_can_end`], with a chunk more on lane `at`.
     fn all_can_end(&self, at: usize) -> bool {
         let model = self.model;
-        let forwards = |lane: usize| self.lanes[lane].f + usize::from(lane == at);
-        let mut free: Vec<u64> =
-            model.limits.iter().zip(&model.backwards).map(|(limit, backwards)| limit - backwards).collect();
-        for (lane, state) in model.lanes.iter().zip(&self.lanes) {
-            free[lane.rank] -= (state.f - state.i) as u64 * lane.held.activation;
-        }
-        free[model.lanes[at].rank] -= model.lanes[at].held.activation;
-        // Per direction, which has one lane on a rank: its first lane, and its oldest micro-batch that has not ended.
-        let stages = model.lanes.iter().filter(|lane| lane.first == 0).count();
-        let mut directions: Vec<(usize, usize)> =
-            (0..model.lanes.len()).step_by(stages).map(|first| (first, self.lanes[first].i)).collect();
-        loop {
-            let mut ended = false;
-            for (first, oldest) in &mut directions {
-                let lanes = *first..*first + stages;
-                let mut missing = lanes.clone().filter(|&lane| forwards(lane) <= *oldest);
-                let can_end = missing.all(|lane| free[model.lanes[lane].rank] >= model.lanes[lane].held.activation);
-                if *oldest < forwards(*first) && can_end {
-                    for lane in lanes.filter(|&lane| self.lanes[lane].i <= *oldest && forwards(lane) > *oldest) {
-                        free[model.lanes[lane].rank] += model.lanes[lane].held.activation;
-                    }
-                    *oldest += 1;
-                    ended = true;
-                }
-            }
-            if !ended {
-                return directions.iter().all(|&(first, oldest)| oldest == forwards(first));
-            }
-        }
+        let limits = model.limits.iter().zip(&model.backwards).map(|(limit, backwards)| limit - backwards);
+        let state = |lane: usize| {
+            let LaneState { f, i, .. } = self.lanes[lane];
+            ((f + usize::from(lane == at)) as u64, i as u64)
+        };
+        all_can_end(&model.lanes, state, limits.collect())
     }
 
     /// F and B overlapped, if that is shorter and both are there, or will be soon.
@@ -437,6 +413,38 @@ impl<'a> Run<'a> {
         };
         let lanes = self.model.of_rank[rank].iter().filter(|&&at| self.lanes[at].pending > 0);
         lanes.min_by_key(due).map(|&at| Step::W(at as u32))
+    }
+}
+
+/// Whether the micro-batches in flight could end one after the other, each with all that it needs: the banker's algorithm (Dijkstra 1965).
+/// `state`: F and I of a lane that are done. `free`: per rank, the most that its chunks may hold. What only W still reads counts as free,
+/// as W can run at any time.
+pub(super) fn all_can_end(lanes: &[Lane], state: impl Fn(usize) -> (u64, u64), mut free: Vec<u64>) -> bool {
+    for (at, lane) in lanes.iter().enumerate() {
+        let (f, i) = state(at);
+        let Some(rest) = free[lane.rank].checked_sub((f - i) * lane.held.activation) else { return false };
+        free[lane.rank] = rest;
+    }
+    // Per direction, which has one lane on a rank: its first lane, and its oldest micro-batch that has not ended.
+    let stages = lanes.iter().filter(|lane| lane.first == 0).count();
+    let mut directions: Vec<(usize, u64)> = (0..lanes.len()).step_by(stages).map(|at| (at, state(at).1)).collect();
+    loop {
+        let mut ended = false;
+        for (first, oldest) in &mut directions {
+            let of_direction = *first..*first + stages;
+            let mut missing = of_direction.clone().filter(|&at| state(at).0 <= *oldest);
+            let can_end = missing.all(|at| free[lanes[at].rank] >= lanes[at].held.activation);
+            if *oldest < state(*first).0 && can_end {
+                for at in of_direction.filter(|&at| state(at).1 <= *oldest && state(at).0 > *oldest) {
+                    free[lanes[at].rank] += lanes[at].held.activation;
+                }
+                *oldest += 1;
+                ended = true;
+            }
+        }
+        if !ended {
+            return directions.iter().all(|&(first, oldest)| oldest == state(first).0);
+        }
     }
 }
 

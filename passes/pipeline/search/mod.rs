@@ -4,6 +4,8 @@
 //! Rules are made from a few numbers (`recipes`), then changed one rank or step at a time (`tune`); the orders of the
 //! best are changed in turn (`improve`). So the result is never longer than a published schedule that fits.
 //!
+//! Beam searches (`beam`) continue many partial timetables side by side, some from nothing, most beside the best so far.
+//!
 //! What repeats in them, and building blocks made to be repeated (`block`), are changed with all repetitions alike (`pattern`).
 //!
 //! Where there are many micro-batches, a run of fewer with the same steady state is searched instead and its repeating part
@@ -13,6 +15,7 @@
 //!
 //! Micro-batches of a stage and direction run in order. Everything is timed exactly.
 
+mod beam;
 mod block;
 mod clock;
 mod critical;
@@ -31,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Layout, Placement, Problem, Timetable};
 use crate::job::training::ScheduleKind;
 use crate::units::Nanos;
+use beam::Taste;
 use clock::{Clock, Score};
 use dispatch::{Rule, dispatch};
 use draw::Draw;
@@ -57,6 +61,13 @@ const RULES_ON_ALL: usize = 6;
 /// Patterns from which local searches start.
 const PATTERNS: usize = 3;
 
+/// Timings that go into beam searches; one part in so many of them starts from nothing, the rest from what is found.
+const BEAMS: u64 = 80_000_000;
+const BEAMS_FROM_NOTHING: u64 = 4;
+
+/// Partial timetables side by side: fewer are not worth it, more are not needed.
+const WIDTHS: std::ops::RangeInclusive<u64> = 24..=1536;
+
 /// One part in so many of the work that is left goes into patterns.
 const PATTERNS_SHARE: usize = 4;
 
@@ -74,6 +85,8 @@ const EXACT: (u64, u64) = (160, 40_000);
 pub struct Limits {
     /// Timings of an action, over all timetables that are tried. The published schedules and a few rules are tried always.
     pub timings: u64,
+    /// As many again go into beam searches, if the makespan is what is made short.
+    pub beams: u64,
     /// Partial timetables that the exact search may look at, if the makespan is what is made short.
     pub nodes: u64,
     /// What is made short.
@@ -83,11 +96,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A fraction of a second for a pipeline of 8 ranks, and a time that grows with the number of chunks for larger ones.
+    /// Some seconds for a pipeline of 8 ranks, and a time that grows with the number of chunks for large ones.
     pub fn for_problem(problem: &Problem) -> Self {
         let chunks = u64::from(problem.layout.stages) * u64::from(problem.layout.micro_batches);
         let nodes = if chunks <= EXACT.0 { EXACT.1 } else { 0 };
-        Self { timings: 20_000_000 + 2_000 * chunks, nodes, objective: Objective::Makespan, proves: true }
+        Self { timings: 20_000_000 + 2_000 * chunks, beams: BEAMS, nodes, objective: Objective::Makespan, proves: true }
     }
 }
 
@@ -152,6 +165,8 @@ pub enum Origin {
     Known,
     /// A rule of the list scheduler.
     Rule,
+    /// A beam search.
+    Beam,
     /// A pattern that repeats.
     Pattern,
     /// A local search.
@@ -169,6 +184,7 @@ impl Origin {
             Self::Published(kind) => kind.name(),
             Self::Known => "known",
             Self::Rule => "rule",
+            Self::Beam => "beam search",
             Self::Pattern => "pattern",
             Self::Improved => "local search",
             Self::Unrolled => "unrolled",
@@ -195,7 +211,8 @@ pub fn search_from(problem: &Problem, limits: &Limits, known: &[Timetable]) -> R
     let model = Model::new(problem)?;
     let bound = if limits.proves { super::tight_bound(problem) } else { super::lower_bound(problem) };
     let goal = Goal::new(&model, limits.objective, bound.0);
-    let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
+    let beams = limits.beams;
+    let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new(), beams };
     pool.offer_published(problem);
     for timetable in known.iter().filter(|timetable| timetable.layout == problem.layout) {
         pool.offer_timetable(timetable, Origin::Known);
@@ -310,6 +327,8 @@ struct Pool<'a> {
     best: Option<(Score, Orders, Origin)>,
     /// The best patterns, the best first.
     patterns: Vec<(Score, Pattern)>,
+    /// What is left of [`Limits::beams`].
+    beams: u64,
 }
 
 impl Pool<'_> {
@@ -351,6 +370,7 @@ impl Pool<'_> {
         let mut draw = Draw::new();
         let mut starts: Vec<(Score, Orders)> = Vec::new();
         starts.extend(self.best.as_ref().map(|(score, orders, _)| (*score, orders.clone())));
+        starts.extend(self.search_beams());
         let scores = recipes.descend(self.model, self.goal.objective, &mut work.share(2));
         let rules: Vec<Rule> = scores.iter().take(RULES_ON_ALL).map(|&(_, recipe)| recipes.rule(recipe)).collect();
         for rule in rules.iter().take(STARTS) {
@@ -372,6 +392,8 @@ impl Pool<'_> {
         }
         self.search_patterns(&starts, &mut work.share(PATTERNS_SHARE), &mut draw);
         starts.extend(self.patterns.iter().map(|(score, pattern)| (*score, pattern.orders(self.model))));
+        self.beams_from_best(Work { left: self.beams / 3 * 2 });
+        starts.extend(self.best.as_ref().map(|(score, orders, _)| (*score, orders.clone())));
         starts.sort();
         starts.dedup_by_key(|(score, _)| *score);
         starts.truncate(STARTS);
@@ -386,7 +408,58 @@ impl Pool<'_> {
                 self.offer(&orders, Origin::Improved);
             }
         }
+        self.beams_from_best(Work { left: self.beams });
         rules
+    }
+
+    /// Beam searches from nothing, if there is work for wide ones; the best orders of them.
+    fn search_beams(&mut self) -> Option<(Score, Orders)> {
+        let mut share = Work { left: self.beams / BEAMS_FROM_NOTHING };
+        let mut best: Option<(Score, Orders)> = None;
+        let tastes = beam::tastes(self.model);
+        for (left, taste) in (1..=tastes.len() as u64).rev().zip(tastes) {
+            let width = (share.left / left / beam::cost(self.model)).max(*WIDTHS.start());
+            let Some(orders) = self.beam(width, taste, false, &mut share) else { continue };
+            if let Some(score) = self.offer(&orders, Origin::Beam)
+                && best.as_ref().is_none_or(|(least, _)| score < *least)
+            {
+                best = Some((score, orders));
+            }
+        }
+        best
+    }
+
+    /// Beam searches beside the best orders so far, wider ones where those find nothing.
+    fn beams_from_best(&mut self, mut share: Work) {
+        let tastes = beam::tastes(self.model);
+        let mut width = *WIDTHS.start();
+        while width <= *WIDTHS.end() {
+            let before = self.best.as_ref().map(|(score, ..)| *score);
+            for taste in tastes {
+                let Some(orders) = self.beam(width, taste, true, &mut share) else { return };
+                self.offer(&orders, Origin::Beam);
+            }
+            if self.best.as_ref().map(|(score, ..)| *score) == before {
+                width *= 2;
+            }
+        }
+    }
+
+    /// One beam search, of a share of the work for all; `None` if there is no need for it, or not enough work.
+    fn beam(&mut self, width: u64, taste: Taste, from_best: bool, share: &mut Work) -> Option<Orders> {
+        let width = width.min(*WIDTHS.end());
+        let cost = width * beam::cost(self.model);
+        if self.done() || self.goal.objective != Objective::Makespan || !share.take(cost) {
+            return None;
+        }
+        self.beams -= cost.min(self.beams);
+        let known = match &self.best {
+            Some((_, orders, _)) if from_best && self.clock.run(self.model, orders) => {
+                Some(beam::known(self.model, &self.clock, orders))
+            }
+            _ => None,
+        };
+        beam::beam(self.model, width as usize, taste, known.as_ref())
     }
 
     /// Looks for patterns: those of orders that are known, and building blocks; and then near the best of them.
@@ -436,9 +509,12 @@ impl Pool<'_> {
             let shorter = Problem { layout, ..problem.clone() };
             let model = Model::new(&shorter)?;
             let goal = Goal::new(&model, self.goal.objective, super::lower_bound(&shorter).0);
-            let mut pool = Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new() };
+            let beams = self.beams / parts as u64;
+            let mut pool =
+                Pool { model: &model, goal, clock: Clock::new(&model), best: None, patterns: Vec::new(), beams };
             pool.offer_published(&shorter);
             let rules = pool.search(&mut work.share(parts));
+            self.beams -= beams - pool.beams;
             let lanes = self.model.lanes.iter().zip(&model.lanes);
             let more = lanes.map(|(all, few)| all.count - few.count).min().unwrap_or(0);
             let mut fastest = None;
