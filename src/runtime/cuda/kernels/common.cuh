@@ -97,3 +97,30 @@ __device__ __forceinline__ float block_max(float x, float* room) {
     float most = threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : -infinity();
     return warp_max(most);
 }
+
+// `to[i]`: the sum of `of(j)` for all j < i, for i up to `count`. By one warp.
+template <typename Of> __device__ __forceinline__ void running_sums(u32* to, u32 count, Of of) {
+    u32 sum = 0;
+    if (threadIdx.x == 0) to[0] = 0;
+    for (u32 base = 0; base < count; base += 32) {
+        u32 index = base + threadIdx.x;
+        u32 upto = index < count ? of(index) : 0;
+#pragma unroll
+        for (u32 d = 1; d < 32; d *= 2) {
+            u32 before = __shfl_up_sync(0xffffffffu, upto, d);
+            if (threadIdx.x >= d) upto += before;
+        }
+        if (index < count) to[index + 1] = sum + upto;
+        sum += __shfl_sync(0xffffffffu, upto, 31);
+    }
+}
+
+// Adds to two neighbours where they lie, in L2: nothing is waited for. Each number is added to once, so the order is no question.
+__device__ __forceinline__ void add_pair(float* to, float first, float second) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(first), "f"(second) : "memory");
+#else
+    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(first) : "memory");
+    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to + 1), "f"(second) : "memory");
+#endif
+}

@@ -96,26 +96,6 @@ __device__ __forceinline__ void fragments(u32 (&to)[4][4], u32 stage, u32 first,
     }
 }
 
-// Where each expert's tiles start, and behind them how many there are: count + 1 numbers. `each`: tiles beside each other; below each
-// other are those of the rows, or for a weight gradient as many as `each` counts already. By one warp.
-template <Phase PHASE>
-__device__ __forceinline__ void number_tiles(const u32* offsets, u32 count, u32 each, u32* starts) {
-    u32 sum = 0;
-    if (threadIdx.x == 0) starts[0] = 0;
-    for (u32 base = 0; base < count; base += 32) {
-        u32 expert = base + threadIdx.x;
-        u32 rows = expert < count ? offsets[expert + 1] - offsets[expert] : 0;
-        u32 upto = (PHASE == WEIGHT_GRADIENT ? (rows > 0 ? 1 : 0) : tiles(rows)) * each;
-#pragma unroll
-        for (u32 d = 1; d < 32; d *= 2) {
-            u32 before = __shfl_up_sync(0xffffffffu, upto, d);
-            if (threadIdx.x >= d) upto += before;
-        }
-        if (expert < count) starts[expert + 1] = sum + upto;
-        sum += __shfl_sync(0xffffffffu, upto, 31);
-    }
-}
-
 // Writes a warp's 64 × 64 sums, of which `m` × `n` are inside, as bf16 or added to what is there.
 __device__ __forceinline__ void put(float (&sums)[4][8][4], bf16* to, u32 stride, u32 m, u32 n) {
     u32 row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
@@ -130,15 +110,6 @@ __device__ __forceinline__ void put(float (&sums)[4][8][4], bf16* to, u32 stride
             if (column + 8 * j < n) *reinterpret_cast<u32*>(line + 8 * j) = pack(pair[0], pair[1]);
         }
     }
-}
-// Adds to two neighbours where they lie, in L2: nothing is waited for. Each number is added to once, so the order is no question.
-__device__ __forceinline__ void add_pair(float* to, float first, float second) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(first), "f"(second) : "memory");
-#else
-    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(first) : "memory");
-    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to + 1), "f"(second) : "memory");
-#endif
 }
 __device__ __forceinline__ void put(float (&sums)[4][8][4], float* to, u32 stride, u32 m, u32 n) {
     u32 row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
@@ -178,8 +149,14 @@ __device__ __forceinline__ void products(
 
     u32 n = PHASE == FORWARD ? outputs : inputs;
     u32 beside = tiles(n);
-    if (threadIdx.x < 32)
-        number_tiles<PHASE>(offsets, count, PHASE == WEIGHT_GRADIENT ? beside * tiles(outputs) : beside, starts);
+    // Where each expert's tiles start, and behind them how many there are.
+    if (threadIdx.x < 32) {
+        u32 each = PHASE == WEIGHT_GRADIENT ? beside * tiles(outputs) : beside;
+        running_sums(starts, count, [&](u32 expert) {
+            u32 rows = offsets[expert + 1] - offsets[expert];
+            return (PHASE == WEIGHT_GRADIENT ? (rows > 0 ? 1 : 0) : tiles(rows)) * each;
+        });
+    }
     __syncthreads();
 
     u32 expert = 0;

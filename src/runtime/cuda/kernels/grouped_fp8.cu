@@ -55,23 +55,6 @@ __device__ __forceinline__ void fetch(u32 to, const u8* from, u32 stride, u32 ro
         copy(place + i * 32 * 128, source + (u64)(32 * i) * stride, row + 32 * i < rows && at + 16 * chunk < depth);
 }
 
-// `to[i]`: the sum of `of(j)` for all j < i, for i up to `count`. By one warp.
-template <typename Of> __device__ __forceinline__ void running_sums(u32* to, u32 count, Of of) {
-    u32 sum = 0;
-    if (threadIdx.x == 0) to[0] = 0;
-    for (u32 base = 0; base < count; base += 32) {
-        u32 index = base + threadIdx.x;
-        u32 upto = index < count ? of(index) : 0;
-#pragma unroll
-        for (u32 d = 1; d < 32; d *= 2) {
-            u32 before = __shfl_up_sync(0xffffffffu, upto, d);
-            if (threadIdx.x >= d) upto += before;
-        }
-        if (index < count) to[index + 1] = sum + upto;
-        sum += __shfl_sync(0xffffffffu, upto, 31);
-    }
-}
-
 // Writes two neighbours, or adds them to what is there.
 __device__ __forceinline__ void put(bf16* to, float first, float second, bool add) {
     u32* pair = reinterpret_cast<u32*>(to);

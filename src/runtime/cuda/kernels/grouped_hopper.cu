@@ -53,6 +53,10 @@ __device__ __forceinline__ u64 described(u32 at) {
     return (u64)(at >> 4 & 0x3fff) | (u64)(BLOCK >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
 }
 
+// Eight sums as operands of an instruction.
+#define EIGHT(i) \
+    "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3]), "+f"(sum[i + 4]), "+f"(sum[i + 5]), "+f"(sum[i + 6]), "+f"(sum[i + 7])
+
 // sum += a · b, of 64 × 16 and 16 × 256 or 16 × 192; the first product of a tile does not add.
 template <bool LEFT_ACROSS, bool RIGHT_ACROSS>
 __device__ __forceinline__ void multiply(float (&sum)[128], u64 a, u64 b, u32 add) {
@@ -68,22 +72,8 @@ __device__ __forceinline__ void multiply(float (&sum)[128], u64 a, u64 b, u32 ad
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
         "}, %128, %129, add, 1, 1, %131, %132; }"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]), "+f"(sum[6]), "+f"(sum[7]),
-          "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]), "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]),
-          "+f"(sum[16]), "+f"(sum[17]), "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),
-          "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]), "+f"(sum[30]), "+f"(sum[31]),
-          "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]), "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39]),
-          "+f"(sum[40]), "+f"(sum[41]), "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47]),
-          "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]), "+f"(sum[54]), "+f"(sum[55]),
-          "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]), "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63]),
-          "+f"(sum[64]), "+f"(sum[65]), "+f"(sum[66]), "+f"(sum[67]), "+f"(sum[68]), "+f"(sum[69]), "+f"(sum[70]), "+f"(sum[71]),
-          "+f"(sum[72]), "+f"(sum[73]), "+f"(sum[74]), "+f"(sum[75]), "+f"(sum[76]), "+f"(sum[77]), "+f"(sum[78]), "+f"(sum[79]),
-          "+f"(sum[80]), "+f"(sum[81]), "+f"(sum[82]), "+f"(sum[83]), "+f"(sum[84]), "+f"(sum[85]), "+f"(sum[86]), "+f"(sum[87]),
-          "+f"(sum[88]), "+f"(sum[89]), "+f"(sum[90]), "+f"(sum[91]), "+f"(sum[92]), "+f"(sum[93]), "+f"(sum[94]), "+f"(sum[95]),
-          "+f"(sum[96]), "+f"(sum[97]), "+f"(sum[98]), "+f"(sum[99]), "+f"(sum[100]), "+f"(sum[101]), "+f"(sum[102]), "+f"(sum[103]),
-          "+f"(sum[104]), "+f"(sum[105]), "+f"(sum[106]), "+f"(sum[107]), "+f"(sum[108]), "+f"(sum[109]), "+f"(sum[110]), "+f"(sum[111]),
-          "+f"(sum[112]), "+f"(sum[113]), "+f"(sum[114]), "+f"(sum[115]), "+f"(sum[116]), "+f"(sum[117]), "+f"(sum[118]), "+f"(sum[119]),
-          "+f"(sum[120]), "+f"(sum[121]), "+f"(sum[122]), "+f"(sum[123]), "+f"(sum[124]), "+f"(sum[125]), "+f"(sum[126]), "+f"(sum[127])
+        : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56),
+          EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120)
         : "l"(a), "l"(b), "r"(add), "n"(LEFT_ACROSS), "n"(RIGHT_ACROSS));
 }
 template <bool LEFT_ACROSS, bool RIGHT_ACROSS>
@@ -98,18 +88,7 @@ __device__ __forceinline__ void multiply(float (&sum)[96], u64 a, u64 b, u32 add
         "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
         "}, %96, %97, add, 1, 1, %99, %100; }"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]), "+f"(sum[6]), "+f"(sum[7]),
-          "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]), "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]),
-          "+f"(sum[16]), "+f"(sum[17]), "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),
-          "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]), "+f"(sum[30]), "+f"(sum[31]),
-          "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]), "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39]),
-          "+f"(sum[40]), "+f"(sum[41]), "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47]),
-          "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]), "+f"(sum[54]), "+f"(sum[55]),
-          "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]), "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63]),
-          "+f"(sum[64]), "+f"(sum[65]), "+f"(sum[66]), "+f"(sum[67]), "+f"(sum[68]), "+f"(sum[69]), "+f"(sum[70]), "+f"(sum[71]),
-          "+f"(sum[72]), "+f"(sum[73]), "+f"(sum[74]), "+f"(sum[75]), "+f"(sum[76]), "+f"(sum[77]), "+f"(sum[78]), "+f"(sum[79]),
-          "+f"(sum[80]), "+f"(sum[81]), "+f"(sum[82]), "+f"(sum[83]), "+f"(sum[84]), "+f"(sum[85]), "+f"(sum[86]), "+f"(sum[87]),
-          "+f"(sum[88]), "+f"(sum[89]), "+f"(sum[90]), "+f"(sum[91]), "+f"(sum[92]), "+f"(sum[93]), "+f"(sum[94]), "+f"(sum[95])
+        : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56), EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88)
         : "l"(a), "l"(b), "r"(add), "n"(LEFT_ACROSS), "n"(RIGHT_ACROSS));
 }
 #endif
@@ -142,26 +121,6 @@ __device__ __forceinline__ void fetch(u32 to, const bf16* from, u32 stride, u32 
     }
 }
 
-// Where each expert's tiles start, and behind them how many there are: count + 1 numbers. `each`: tiles beside each other; below each
-// other are those of the rows, or for a weight gradient as many as `each` counts already. By one warp.
-template <Phase PHASE, u32 ROWS>
-__device__ __forceinline__ void number_tiles(const u32* offsets, u32 count, u32 each, u32* starts) {
-    u32 sum = 0;
-    if (threadIdx.x == 0) starts[0] = 0;
-    for (u32 base = 0; base < count; base += 32) {
-        u32 expert = base + threadIdx.x;
-        u32 rows = expert < count ? offsets[expert + 1] - offsets[expert] : 0;
-        u32 upto = (PHASE == WEIGHT_GRADIENT ? (rows > 0 ? 1 : 0) : parts(rows, ROWS)) * each;
-#pragma unroll
-        for (u32 d = 1; d < 32; d *= 2) {
-            u32 before = __shfl_up_sync(0xffffffffu, upto, d);
-            if (threadIdx.x >= d) upto += before;
-        }
-        if (expert < count) starts[expert + 1] = sum + upto;
-        sum += __shfl_sync(0xffffffffu, upto, 31);
-    }
-}
-
 // Writes a warp's sums of 16 rows, of which `m` × `n` are inside, as bf16 or added to what is there.
 template <u32 SUMS>
 __device__ __forceinline__ void put(const float (&sums)[SUMS], bf16* to, u32 stride, u32 m, u32 n) {
@@ -191,12 +150,6 @@ __device__ __forceinline__ void put(const float (&sums)[SUMS], bf16* to, u32 str
             if (row < m && column < n) *reinterpret_cast<bf16x8*>(line + column) = group;
         }
     }
-}
-// Adds to two neighbours where they lie, in L2: nothing is waited for. Each number is added to once, so the order is no question.
-__device__ __forceinline__ void add_pair(float* to, float first, float second) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(first), "f"(second) : "memory");
-#endif
 }
 template <u32 SUMS>
 __device__ __forceinline__ void put(const float (&sums)[SUMS], float* to, u32 stride, u32 m, u32 n) {
@@ -235,8 +188,14 @@ __device__ __forceinline__ void products(
 
     u32 n = PHASE == FORWARD ? outputs : inputs;
     u32 beside = parts(n, COLUMNS);
-    if (threadIdx.x < 32)
-        number_tiles<PHASE, ROWS>(offsets, count, PHASE == WEIGHT_GRADIENT ? beside * parts(outputs, ROWS) : beside, starts);
+    // Where each expert's tiles start, and behind them how many there are.
+    if (threadIdx.x < 32) {
+        u32 each = PHASE == WEIGHT_GRADIENT ? beside * parts(outputs, ROWS) : beside;
+        running_sums(starts, count, [&](u32 expert) {
+            u32 rows = offsets[expert + 1] - offsets[expert];
+            return (PHASE == WEIGHT_GRADIENT ? (rows > 0 ? 1 : 0) : parts(rows, ROWS)) * each;
+        });
+    }
     if (threadIdx.x == 0) {
         for (u32 stage = 0; stage < STAGES; stage++) {
             set_up(full + 8 * stage, GROUP);
