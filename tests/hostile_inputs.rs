@@ -9,6 +9,8 @@ mod dice;
 mod edits;
 #[path = "hostile_inputs/guard.rs"]
 mod guard;
+#[path = "common/profiles.rs"]
+mod made_profiles;
 #[path = "common/plan_readers.rs"]
 mod plan_readers;
 

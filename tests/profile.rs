@@ -1,5 +1,8 @@
 //! Profiles: what `tune` measures, in place of what the machine model says.
 
+#[path = "common/profiles.rs"]
+mod profiles;
+
 use std::path::Path;
 
 use dualweave::ir::{Kernel, Rate, Work};
@@ -11,24 +14,10 @@ use dualweave::plan::Plan;
 use dualweave::sim::simulate;
 use dualweave::units::{Bytes, Nanos};
 
+use profiles::by_factor;
+
 fn tiny() -> Job {
     load(Path::new("examples/tiny/job.ron"), &Overrides::default()).expect("the example").job
-}
-
-/// A profile in which every op of a plan takes `factor` of what the model says, with some numbers of SMs.
-fn by_factor(plan: &Plan, factor: impl Fn(&Work, u32) -> f64, sms: &[u32]) -> Profile {
-    let mut ops: Vec<ProfiledOp> = Vec::new();
-    for op in plan.programs.iter().flat_map(|program| &program.ops) {
-        if ops.iter().any(|other| other.work == op.work) {
-            continue;
-        }
-        let point = |&sms: &u32| {
-            let time = Nanos((plan.machine.duration(&op.work, sms).as_f64() * factor(&op.work, sms)).round() as u64);
-            Point { sms, time, quartiles: (time, time), runs: 9 }
-        };
-        ops.push(ProfiledOp { op: op.what(), work: op.work.clone(), points: sms.iter().map(point).collect() });
-    }
-    Profile { version: VERSION, gpu: "H100 SXM".to_owned(), sms: 132, model: "tiny".to_owned(), ops }
 }
 
 fn with(job: &Job, profile: Profile) -> Job {

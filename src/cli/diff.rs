@@ -10,9 +10,6 @@ use crate::plan::Plan;
 use crate::view::difference::{difference, to_text};
 use crate::view::plan_text::render;
 
-/// Columns of a report that goes into a file or a pipe.
-const PLAIN_WIDTH: usize = 120;
-
 /// Arguments of `diff`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -47,7 +44,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
                 .header(&names[0], &names[1])
                 .to_string()
         }
-        (false, false) => to_text(&of, output::terminal_width().unwrap_or(PLAIN_WIDTH)),
+        (false, false) => to_text(&of, output::report_width()),
     };
     output::print(&text)?;
     Ok(if of.same { Verdict::Yes } else { Verdict::No })

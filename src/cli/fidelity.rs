@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::measure::{Bench, Timed, before_cuda};
 use super::run::cuda::write_trace;
 use super::{Verdict, output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::runtime::cuda::executor::{Spread, Timings};
 use crate::sim::{Simulation, simulate};
@@ -74,15 +74,15 @@ pub fn run(args: &Args) -> Result<Verdict> {
     if let Some(path) = &args.trace {
         write_trace(path, &plan, &last)?;
     }
-    let told = told(&plan, &simulation, &timings);
+    let told = told(&plan, &simulation, &timings)?;
     match args.json {
         true => output::print(&output::to_json(&told)?)?,
-        false => output::print(&text(&plan, &told, args.rows, output::terminal_width().unwrap_or(120)))?,
+        false => output::print(&text(&plan, &told, args.rows, output::report_width()))?,
     }
     Ok(Verdict::Yes)
 }
 
-fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Told {
+fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Result<Told> {
     let row = |what: String, predicted_ns: Nanos, times: &[Nanos]| {
         let Spread { median, quartiles, runs } = Spread::of(times)?;
         Some(Row { what, predicted_ns, measured_ns: median, quartiles_ns: quartiles, runs })
@@ -100,18 +100,11 @@ fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Told {
         rows
     };
     let step = row("step".to_owned(), simulation.step, &timings.steps);
-    let none = || Row {
-        what: "step".to_owned(),
-        predicted_ns: simulation.step,
-        measured_ns: Nanos::ZERO,
-        quartiles_ns: (Nanos::ZERO, Nanos::ZERO),
-        runs: 0,
-    };
-    Told {
-        step: step.unwrap_or_else(none),
+    Ok(Told {
+        step: step.ok_or_else(|| Error::new("no step was timed"))?,
         chunks: worst(timings.programs.iter().filter_map(chunk).collect()),
         ops: worst(timings.ops.iter().filter_map(op).collect()),
-    }
+    })
 }
 
 fn text(plan: &Plan, told: &Told, most: usize, width: usize) -> String {
@@ -151,4 +144,36 @@ fn text(plan: &Plan, told: &Told, most: usize, width: usize) -> String {
         rows("chunk", &told.chunks),
         rows("op", &told.ops),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Overrides, load};
+    use crate::passes::compile;
+
+    /// Every op of a plan takes as long as predicted, and a microsecond for each op before it.
+    #[test]
+    fn the_worst_comes_first() {
+        let job = load("examples/tiny/job.ron".as_ref(), &Overrides::default()).expect("the example").job;
+        let plan = compile(&job).expect("a plan").plan;
+        let simulation = simulate(&plan).expect("times");
+        let mut timings = Timings { steps: vec![simulation.step], ..Timings::default() };
+        for (program, timing) in (0..).zip(&simulation.programs) {
+            timings.programs.insert(program, vec![timing.total]);
+            for (op, span) in (0..).zip(&timing.ops) {
+                timings.ops.insert((program, op), vec![span.duration() + Nanos(1_000) * u64::from(op); 3]);
+            }
+        }
+        let told = told(&plan, &simulation, &timings).expect("a comparison");
+        assert!(told.chunks.iter().all(|row| row.measured_ns == row.predicted_ns && row.runs == 1));
+        let off = |row: &Row| row.measured_ns.0 - row.predicted_ns.0;
+        let most = plan.programs.iter().map(|program| program.ops.len()).max().expect("programs");
+        assert_eq!((told.ops[0].runs, off(&told.ops[0])), (3, 1_000 * (most as u64 - 1)));
+        assert!(told.ops.is_sorted_by_key(|row| std::cmp::Reverse(off(row))));
+        assert_eq!(told.ops.len(), plan.programs.iter().map(|program| program.ops.len()).sum::<usize>());
+        assert!(super::told(&plan, &simulation, &Timings::default()).is_err());
+        let text = text(&plan, &told, 2, 120);
+        assert!(text.contains("a step takes") && text.contains(&format!("{} more", told.ops.len() - 2)), "{text}");
+    }
 }

@@ -52,6 +52,11 @@ pub fn terminal_width() -> Option<usize> {
     io::stdout().is_terminal().then_some(usize::from(columns))
 }
 
+/// Columns of a report: the terminal's, or 120 where it goes into a file or a pipe.
+pub fn report_width() -> usize {
+    terminal_width().unwrap_or(120)
+}
+
 /// Columns of the terminal that stderr is; 120 if it is none.
 pub fn talk_width() -> usize {
     terminal_size::terminal_size_of(io::stderr()).map_or(120, |(terminal_size::Width(columns), _)| columns.into())

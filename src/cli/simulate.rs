@@ -9,9 +9,6 @@ use crate::sim::memory::memory;
 use crate::sim::simulate;
 use crate::view::simulation::{Simulated, rank_text, to_json, to_text};
 
-/// Columns of a report that goes into a file or a pipe.
-const PLAIN_WIDTH: usize = 120;
-
 /// Arguments.
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,7 +33,7 @@ pub fn run(args: Args) -> Result<Verdict> {
     let simulation = simulate(&plan)?;
     let memory = memory(&plan, &simulation);
     let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory };
-    let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
+    let width = output::report_width();
     let text = match (args.json, only) {
         (true, only) => {
             let json = to_json(&simulated, only);

@@ -78,7 +78,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
     let mut budgets: Vec<u32> = args.budgets.iter().copied().filter(|&sms| sms < total).collect();
     budgets.sort_unstable();
     budgets.dedup();
-    let modelled = Machine::new(&Job { cluster: without_profile(&job), ..job.clone() }.cluster, None);
+    let mut plain = job.cluster.clone();
+    plain.gpu.measured.profile = None;
+    let modelled = Machine::new(&plain, None);
     let mut times = Times::default();
     let mut profile = None;
     for round in 0..ROUNDS {
@@ -121,12 +123,6 @@ pub fn run(args: &Args) -> Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
-fn without_profile(job: &Job) -> job::Cluster {
-    let mut cluster = job.cluster.clone();
-    cluster.gpu.measured.profile = None;
-    cluster
-}
-
 /// What was measured: names and, by SMs, times.
 #[derive(Default)]
 struct Times {
@@ -155,8 +151,8 @@ fn works(plan: &Plan) -> impl Iterator<Item = (&Work, String)> {
     plan.programs.iter().flat_map(|program| &program.ops).map(|op| (&op.work, op.what()))
 }
 
-/// Runs a plan, one op after the other, with each number of SMs; adds what ops took. Returns the GPU, and its SMs.
-fn measure(mut plan: Plan, budgets: &[u32], args: &Args, times: &mut Times) -> Result<(String, u32)> {
+/// Lets every op of a program wait for the one before it.
+fn one_after_the_other(plan: &mut Plan) {
     for program in &mut plan.programs {
         // On one stream the order of the list is enough.
         let streams: Vec<_> = program.ops.iter().map(ProgramOp::stream).collect();
@@ -166,6 +162,11 @@ fn measure(mut plan: Plan, budgets: &[u32], args: &Args, times: &mut Times) -> R
         }
     }
     plan.seal();
+}
+
+/// Runs a plan, one op after the other, with each number of SMs; adds what ops took. Returns the GPU, and its SMs.
+fn measure(mut plan: Plan, budgets: &[u32], args: &Args, times: &mut Times) -> Result<(String, u32)> {
+    one_after_the_other(&mut plan);
     let programs = plan.programs.clone();
     let mut bench = Bench::new(plan, args.gpus)?;
     if let Some(warning) = bench.warning() {
@@ -288,4 +289,29 @@ fn sweep_table(sweep: &[Swept], width: usize) -> String {
         )
     });
     format!("{table}{chosen}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::load;
+    use crate::job::training::ScheduleKind;
+    use crate::verify::verify;
+
+    #[test]
+    fn ops_one_after_the_other_are_still_a_safe_plan() {
+        let mut job = load("examples/tiny/job.ron".as_ref(), &Overrides::default()).expect("the example").job;
+        for schedule in [ScheduleKind::OneFOneB, ScheduleKind::ZbH1, ScheduleKind::DualPipe] {
+            job.training.schedule = schedule;
+            let mut plan = passes::compile(&job).expect("a plan").plan;
+            let beside = |plan: &Plan| {
+                let timings = plan.programs.iter().map(|program| time_program(program, &plan.machine));
+                timings.filter(|timing| timing.busy + timing.communication > timing.total).count()
+            };
+            assert!(beside(&plan) > 0, "{schedule}: something runs beside something");
+            one_after_the_other(&mut plan);
+            assert_eq!(beside(&plan), 0, "{schedule}");
+            assert!(verify(&plan).violations.is_empty(), "{schedule}");
+        }
+    }
 }

@@ -56,12 +56,13 @@ impl Measured {
             sms.sort_unstable();
             sms.dedup();
             let at = |sms: u32| {
-                let modelled = |of: &&&Factors| machine.modelled(&of.work, sms).as_f64();
-                let (measured, all) = of.iter().fold((0.0, 0.0), |(measured, all), of| {
-                    (measured + modelled(&of) * between(&of.factors, sms), all + modelled(&of))
-                });
-                // An exchange without SMs takes for ever, unless it is a copy.
-                (measured.is_finite() && all > 0.0).then(|| (sms, measured / all))
+                let (mut measured, mut all) = (0.0, 0.0);
+                for of in &of {
+                    let modelled = machine.modelled(&of.work, sms).as_f64();
+                    measured += modelled * between(&of.factors, sms);
+                    all += modelled;
+                }
+                (all > 0.0).then(|| (sms, measured / all))
             };
             sms.into_iter().filter_map(at).collect()
         };

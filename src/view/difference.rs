@@ -124,17 +124,25 @@ pub fn difference(old: &Plan, new: &Plan) -> Result<Difference> {
 }
 
 /// What is not the same in both, by name.
-fn both<K: Ord + Clone, V, C: PartialEq>(
+fn both<K: Ord, V, C: PartialEq>(
     old: Vec<(K, V)>,
     new: Vec<(K, V)>,
     or: impl Fn(Option<V>) -> C,
 ) -> BTreeMap<K, Change<C>> {
-    let mut all: BTreeMap<K, [Option<V>; 2]> = BTreeMap::new();
-    for (at, (name, value)) in old.into_iter().map(|of| (0, of)).chain(new.into_iter().map(|of| (1, of))) {
-        all.entry(name).or_default()[at] = Some(value);
-    }
-    let changes = all.into_iter().map(|(name, [old, new])| (name, Change { old: or(old), new: or(new) }));
+    let all = side_by_side(old, new).into_iter();
+    let changes = all.map(|(name, [old, new])| (name, Change { old: or(old), new: or(new) }));
     changes.filter(|(_, change)| change.old != change.new).collect()
+}
+
+/// What stands under each name in the one and in the other.
+fn side_by_side<K: Ord, V>(old: Vec<(K, V)>, new: Vec<(K, V)>) -> BTreeMap<K, [Option<V>; 2]> {
+    let mut all: BTreeMap<K, [Option<V>; 2]> = BTreeMap::new();
+    for (at, list) in [old, new].into_iter().enumerate() {
+        for (name, value) in list {
+            all.entry(name).or_default()[at] = Some(value);
+        }
+    }
+    all
 }
 
 /// Numbers and texts within a value, each under its path.
@@ -153,14 +161,8 @@ fn programs(old: &Plan, new: &Plan) -> BTreeMap<String, ProgramChange> {
     let named = |plan: &Plan| -> Vec<(String, usize)> {
         (0..plan.programs.len()).map(|program| (program_name(plan, program), program)).collect()
     };
-    let mut all: BTreeMap<String, [Option<usize>; 2]> = BTreeMap::new();
-    for (at, (name, program)) in
-        named(old).into_iter().map(|of| (0, of)).chain(named(new).into_iter().map(|of| (1, of)))
-    {
-        all.entry(name).or_default()[at] = Some(program);
-    }
     let mut changed = BTreeMap::new();
-    for (name, [before, after]) in all {
+    for (name, [before, after]) in side_by_side(named(old), named(new)) {
         let of = |plan: &Plan, program: Option<usize>| program.map(|program| plan.programs[program].clone());
         let (before, after) = (of(old, before), of(new, after));
         let times = [(old, &before), (new, &after)]

@@ -1,8 +1,6 @@
 //! A plan as text: everything that it orders, in lines that stay where they are when something else changes. For snapshot tests, and for what
 //! stands in a review. Offsets in arenas are left out: they follow from the rest.
 
-use std::fmt::Write as _;
-
 use super::units::runs;
 use crate::ir::{ProgramKind, ProgramOp, Stream};
 use crate::plan::Plan;
@@ -77,7 +75,5 @@ pub fn program_name(plan: &Plan, program: usize) -> String {
 
 /// `Mlp F (shared) of unit 2`.
 pub fn op_name(op: &ProgramOp) -> String {
-    let mut name = op.what();
-    let _ = write!(name, " of unit {}", op.unit);
-    name
+    format!("{} of unit {}", op.what(), op.unit)
 }

@@ -9,8 +9,8 @@ use dualweave::passes::compile;
 
 use crate::edits::edited;
 use crate::guard::{Answer, try_all};
+use crate::made_profiles::by_factor;
 use crate::plan_readers::{Reached, everything};
-use crate::profiles;
 
 /// The plan of examples/tiny, cut down as far as it goes, under a schedule; with times as measured, if they are.
 fn plan(schedule: ScheduleKind, micro_batches: u32, profiled: bool) -> Vec<u8> {
@@ -28,7 +28,7 @@ fn plan(schedule: ScheduleKind, micro_batches: u32, profiled: bool) -> Vec<u8> {
     let mut job = load(&path, &flags).expect("the example loads").job;
     let mut plan = compile(&job).expect("the example compiles").plan;
     if profiled {
-        job.cluster.gpu.measured.profile = Some(profiles::of(&plan));
+        job.cluster.gpu.measured.profile = Some(by_factor(&plan, |_, _| 1.5, &[100, 132]));
         plan = compile(&job).expect("the example compiles").plan;
     }
     plan.to_ron().into_bytes()

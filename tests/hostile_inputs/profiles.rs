@@ -3,35 +3,19 @@
 use std::path::Path;
 
 use dualweave::Error;
-use dualweave::job::profile::{Point, Profile, ProfiledOp, VERSION};
+use dualweave::job::profile::Profile;
 use dualweave::job::{Overrides, load};
 use dualweave::machine::Machine;
-use dualweave::plan::Plan;
-use dualweave::units::Nanos;
 
 use crate::edits::edited;
 use crate::guard::{Answer, try_all};
-
-/// A profile in which each op of a plan takes half as long again as the model says.
-pub fn of(plan: &Plan) -> Profile {
-    let mut ops: Vec<ProfiledOp> = Vec::new();
-    for op in plan.programs.iter().flat_map(|program| &program.ops) {
-        if ops.iter().all(|other| other.work != op.work) {
-            let point = |sms| {
-                let time = Nanos(plan.machine.duration(&op.work, sms).0 * 3 / 2 + 1);
-                Point { sms, time, quartiles: (time, time), runs: 3 }
-            };
-            ops.push(ProfiledOp { op: op.what(), work: op.work.clone(), points: vec![point(100), point(132)] });
-        }
-    }
-    Profile { version: VERSION, gpu: "H100".to_owned(), sms: 132, model: "tiny".to_owned(), ops }
-}
+use crate::made_profiles::by_factor;
 
 #[test]
 fn profiles() {
     let job = load(Path::new("examples/tiny/job.ron"), &Overrides::default()).expect("the example").job;
     let plan = dualweave::passes::compile(&job).expect("the example compiles").plan;
-    let mut small = of(&plan);
+    let mut small = by_factor(&plan, |_, _| 1.5, &[100, 132]);
     small.ops.truncate(4);
     let measured = std::fs::read("docs/measurements/h200_deepseek_layer_profile.ron").expect("the measurement");
     let bases = [small.to_ron().expect("a text").into_bytes(), measured];

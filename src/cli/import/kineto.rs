@@ -9,9 +9,6 @@ use crate::error::Result;
 use crate::interop::kineto::{self, Rules, Selection};
 use crate::view::breakdown;
 
-/// Columns of a report that goes into a file or a pipe.
-const PLAIN_WIDTH: usize = 120;
-
 /// What only this format has.
 #[derive(clap::Args)]
 #[group(skip)]
@@ -69,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     if reports(args) {
         output::print(&match args.json {
             true => output::to_json(&breakdown::Json::new(&found))?,
-            false => breakdown::to_text(&name, &found, output::terminal_width().unwrap_or(PLAIN_WIDTH)),
+            false => breakdown::to_text(&name, &found, output::report_width()),
         })?;
     }
     if let Some((path, text)) = args.output.as_ref().zip(components) {
