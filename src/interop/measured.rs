@@ -105,12 +105,14 @@ impl Measured {
                 }
             }
         }
-        let median = |mut times: Vec<Nanos>| {
-            times.sort_unstable();
-            times[times.len() / 2]
-        };
         starts.into_iter().zip(ends).map(|(start, end)| Span { start: median(start), end: median(end) }).collect()
     }
+}
+
+/// The middle of some times, of an even number the later; 0 of none.
+pub fn median(mut times: Vec<Nanos>) -> Nanos {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 /// The process of each rank.

@@ -249,6 +249,12 @@ def main(dualweave, shots):
             page.touchscreen.tap(*place(page, 3, told["step_ns"] / 2))
             assert "rank 3" in page.inner_text("#tip")
 
+        # Without scripts the numbers are there, and no empty drawing.
+        page = browser.new_context(java_script_enabled=False).new_page()
+        page.goto(address)
+        assert page.inner_text("#summary [data-step_ns] strong") == seconds(told["step_ns"])
+        assert page.is_visible("#numbers table.ranks") and not page.is_visible("#memory")
+
         address, told = plans.report("tiny", "--against", "other.ron")
         with opened(browser, address) as page:
             numbers_are_the_jsons(page, told)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use super::{Planned, escaped};
+use crate::interop::measured::median;
 use crate::sim::Activity;
 use crate::units::Nanos;
 use crate::view::numbers::{count, percent};
@@ -241,10 +242,6 @@ fn measured_table(planned: &Planned) -> String {
         }
     }
     let step = measured.ranks.iter().flat_map(|rank| &rank.items).map(|span| span.end).max().unwrap_or_default();
-    let median = |mut times: Vec<Nanos>| {
-        times.sort_unstable();
-        times.get(times.len() / 2).copied().unwrap_or_default()
-    };
     let mut html = format!(
         "<section id=\"measured\"><h2>Predicted and measured</h2><p>A step of {} took {step}; {} were predicted. Below: the median over \
          all runs. A send or a receive that waits for its partner counts as running.</p>",
