@@ -92,6 +92,8 @@ fn printers(plan: &str) -> Vec<Vec<&str>> {
         vec!["overlap", TINY, "--json"],
         vec!["simulate", plan, "--json"],
         vec!["simulate", plan, "--rank", "1"],
+        vec!["simulate", plan, "--report", "-"],
+        vec!["simulate", plan, "--svg", "-"],
         vec!["import", "--format", "kineto", TRACE],
         vec!["import", "--format", "kineto", TRACE, "--json"],
         vec!["import", "--format", "kineto", TRACE, "-o", "-"],

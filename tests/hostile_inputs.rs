@@ -11,6 +11,8 @@ mod edits;
 mod guard;
 #[path = "common/profiles.rs"]
 mod made_profiles;
+#[path = "common/measured_trace.rs"]
+mod measured_trace;
 #[path = "common/plan_readers.rs"]
 mod plan_readers;
 
@@ -18,6 +20,8 @@ mod plan_readers;
 mod checkpoints;
 #[path = "hostile_inputs/jobs.rs"]
 mod jobs;
+#[path = "hostile_inputs/measured.rs"]
+mod measured;
 #[path = "hostile_inputs/plans.rs"]
 mod plans;
 #[path = "hostile_inputs/profiles.rs"]

@@ -100,7 +100,7 @@ pub fn keep_apart(input: &Path, output: &Path) -> Result<()> {
     match (fs::canonicalize(input), fs::canonicalize(output)) {
         (Ok(from), Ok(to)) if from == to && !is_stdout(output) => {
             let message = format!("`{}` would be overwritten by what is made from it", input.display());
-            Err(Error::new(message).help("name another file with `-o`"))
+            Err(Error::new(message).help("name another file to write to"))
         }
         _ => Ok(()),
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Component, Phase, Step, Tokens, Work};
+use super::{ChunkId, Component, Phase, Step, Tokens, Work};
 use crate::units::{Bytes, Nanos};
 
 /// What a program runs.
@@ -110,6 +110,11 @@ impl ProgramOp {
             false => format!(", tokens {}/{parts}", u64::from(part) + 1),
         };
         format!("{:?} {:?}{step}{tokens}", self.component, self.phase)
+    }
+
+    /// What it is in the run of a chunk, as traces name it: `Mlp F of unit 2 of (3,7)`.
+    pub fn within(&self, chunk: ChunkId) -> String {
+        format!("{} of unit {} of ({},{})", self.what(), self.unit, chunk.stage, chunk.micro_batch)
     }
 }
 

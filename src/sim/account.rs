@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::meeting::ItemId;
 use super::program::ProgramTiming;
 use super::run::{Origin, Run};
 use super::{RankTiming, Span, computes};
@@ -16,6 +17,21 @@ pub struct Wait {
     pub cause: Cause,
     /// How long.
     pub time: Nanos,
+}
+
+/// A stretch of a rank without a compute item, in which for some time nothing runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// From the end of a compute item (or the start of the step) to the start of the next (or the end of the step).
+    pub span: Span,
+    /// The compute item (index) that ends it; `None`: the step's end does.
+    pub before: Option<u32>,
+    /// Time in it in which nothing runs: communication may run in the rest.
+    pub idle: Nanos,
+    /// What it was spent waiting for.
+    pub cause: Cause,
+    /// The compute item that is meant, where the cause is one.
+    pub item: Option<ItemId>,
 }
 
 /// Something that a rank waits for.
@@ -122,7 +138,7 @@ pub(super) fn account(
         plan.ranks.iter().zip(run.spans).zip(run.origins).zip(program_of)
     {
         let (mut busy, mut communication, mut exposed) = (Nanos::ZERO, Nanos::ZERO, Nanos::ZERO);
-        let mut waits: BTreeMap<Cause, Nanos> = BTreeMap::new();
+        let mut gaps = Vec::new();
         let beside: Vec<Span> =
             list.items.iter().zip(&spans).filter(|(item, _)| !computes(item.0)).map(|(_, &span)| span).collect();
         communication += beside.iter().map(|span| span.duration()).sum();
@@ -136,8 +152,9 @@ pub(super) fn account(
             exposed += hidden;
             let idle = gap.duration().saturating_sub(hidden);
             if idle > Nanos::ZERO {
-                let cause = origins[index].and_then(|origin| cause(origin, task_of)).unwrap_or(Cause::Transfers);
-                *waits.entry(cause).or_default() += idle;
+                let origin = origins[index].and_then(|origin| Some((cause(origin, task_of)?, origin.item)));
+                let (cause, item) = origin.map_or((Cause::Transfers, None), |(cause, item)| (cause, Some(item)));
+                gaps.push(Gap { span: gap, before: Some(index as u32), idle, cause, item });
             }
             match programs_of_rank[index].and_then(|program| programs.get(program as usize)) {
                 Some(program) => {
@@ -154,9 +171,13 @@ pub(super) fn account(
         exposed += hidden;
         let idle = tail.duration().saturating_sub(hidden);
         if idle > Nanos::ZERO {
-            *waits.entry(Cause::End).or_default() += idle;
+            gaps.push(Gap { span: tail, before: None, idle, cause: Cause::End, item: None });
         }
 
+        let mut waits: BTreeMap<Cause, Nanos> = BTreeMap::new();
+        for gap in &gaps {
+            *waits.entry(gap.cause).or_default() += gap.idle;
+        }
         let mut waits: Vec<Wait> = waits.into_iter().map(|(cause, time)| Wait { cause, time }).collect();
         waits.sort_by_key(|wait| (std::cmp::Reverse(wait.time), wait.cause));
         let start = spans.iter().map(|span| span.start).min().unwrap_or_default();
@@ -170,6 +191,7 @@ pub(super) fn account(
             exposed,
             bubble: waits.iter().map(|wait| wait.time).sum(),
             waits,
+            gaps,
         });
     }
     ranks

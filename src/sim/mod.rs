@@ -15,7 +15,7 @@ mod relief;
 mod run;
 mod streams;
 
-pub use account::{Activity, Cause, Reason, Wait};
+pub use account::{Activity, Cause, Gap, Reason, Wait};
 pub use meeting::{ItemId, Transfer, match_transfers};
 pub use program::{ProgramTiming, time_program};
 pub use rates::Rates;
@@ -78,6 +78,8 @@ pub struct RankTiming {
     pub bubble: Nanos,
     /// What the bubble was spent waiting for, longest first. Adds up to `bubble`.
     pub waits: Vec<Wait>,
+    /// The bubble piece by piece, in order of time. Adds up to `bubble`.
+    pub gaps: Vec<Gap>,
 }
 
 /// Simulates one optimizer step.

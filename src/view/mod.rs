@@ -3,10 +3,13 @@
 pub mod breakdown;
 pub mod chart;
 pub mod difference;
+pub mod figure;
 pub(crate) mod numbers;
 pub mod pair;
+pub(crate) mod palette;
 pub mod perfetto;
 pub mod plan_text;
+pub mod report;
 pub mod simulation;
 pub(crate) mod table;
 pub(crate) mod units;

@@ -7,8 +7,9 @@ use dualweave::plan::{Plan, PlanRank};
 use dualweave::sim::memory::memory;
 use dualweave::sim::{check_references, simulate};
 use dualweave::verify::verify;
-use dualweave::view::perfetto;
+use dualweave::view::report::Planned;
 use dualweave::view::simulation::{Simulated, rank_text, to_json, to_text};
+use dualweave::view::{figure, perfetto, report};
 
 /// How far a text came.
 pub enum Reached {
@@ -59,5 +60,13 @@ pub fn everything(text: &str) -> Reached {
     let mut trace = Vec::new();
     perfetto::write(&plan, &simulation, &mut trace).expect("memory takes everything");
     assert!(serde_json::from_slice::<serde_json::Value>(&trace).is_ok());
+    // Of some: these are long.
+    if text.len().is_multiple_of(32) {
+        let mut drawn = Vec::new();
+        figure::write(&simulated, &mut drawn).expect("memory takes everything");
+        report::write(&[Planned { name: "plan.ron", simulated, measured: None }], &mut drawn).expect("memory takes it");
+        let drawn = String::from_utf8(drawn).expect("text");
+        assert_eq!(drawn.matches("<script").count(), 2);
+    }
     if safe { Reached::Safe } else { Reached::Unsafe }
 }

@@ -34,6 +34,11 @@ fn plan(schedule: ScheduleKind, micro_batches: u32, profiled: bool) -> Vec<u8> {
     plan.to_ron().into_bytes()
 }
 
+/// A small plan.
+pub fn small() -> String {
+    String::from_utf8(plan(ScheduleKind::GPipe, 2, false)).expect("text")
+}
+
 /// What is no text does not come as far as the reader of plans; [`dualweave::job::read_text`] refuses it.
 fn answer(bytes: &[u8]) -> Answer {
     let Ok(text) = std::str::from_utf8(bytes) else { return Answer::Refused(Error::new("not text")) };

@@ -1,4 +1,4 @@
-//! What comes and goes on a rank: each thing with the moments from which and to which it is there.
+//! What comes and goes on a rank: each thing with the items at whose start and end it does.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,23 @@ use crate::sim::RankTiming;
 use crate::units::{Bytes, Nanos};
 
 /// Something that is there from one moment to another.
-pub(super) struct Load {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// The start of `item`.
     pub from: Nanos,
+    /// The end of `until`, or of the step.
     pub to: Nanos,
-    /// The item that brings it.
+    /// The item (index) that brings it.
     pub item: u32,
+    /// The item that takes it away; `None`: it stays to the end of the step.
+    pub until: Option<u32>,
     /// What it is.
-    pub of: Of,
-    /// Index into the breakdowns.
+    pub(super) of: Of,
+    /// Index into [`super::Course::breakdowns`].
     pub breakdown: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Of {
     /// Activations of a chunk.
     Chunk(ChunkId),
@@ -29,8 +34,8 @@ pub(super) enum Of {
     Message,
 }
 
-/// Parts of a load, by kind.
-pub(super) type Breakdown = Vec<(MemoryKind, Bytes)>;
+/// Parts of what a rank holds, by kind.
+pub type Breakdown = Vec<(MemoryKind, Bytes)>;
 
 /// The items of a rank that complete the phases of a chunk.
 #[derive(Clone, Copy, Default)]
@@ -65,7 +70,7 @@ pub(super) fn loads(plan: &Plan, list: &PlanRank, timing: &RankTiming, step: Nan
     let mut table = Breakdowns::new(plan);
     let mut loads = Vec::new();
     let mut load = |from: u32, to: Option<u32>, of: Of, breakdown: usize| {
-        loads.push(Load { from: start(from), to: end(to), item: from, of, breakdown });
+        loads.push(Load { from: start(from), to: end(to), item: from, until: to, of, breakdown });
     };
     for (&chunk, &Done { f, i, w }) in &done {
         let s = chunk.stage as usize;

@@ -9,11 +9,12 @@ mod need;
 
 use std::collections::BTreeMap;
 
-use super::{RankTiming, Simulation};
+use super::Simulation;
 use crate::ir::{ChunkId, Component};
-use crate::plan::{Plan, PlanRank};
+use crate::plan::Plan;
 use crate::units::{Bytes, Nanos};
-use loads::{Breakdown, Of, loads};
+pub use loads::{Breakdown, Load};
+use loads::{Of, loads};
 pub use need::Need;
 
 /// What memory is used for.
@@ -114,24 +115,41 @@ impl RankMemory {
     }
 }
 
-/// Memory of every rank. `simulation` must be the plan's.
-pub fn memory(plan: &Plan, simulation: &Simulation) -> Vec<RankMemory> {
-    let ranks = (0..).zip(&plan.ranks).zip(&simulation.ranks);
-    ranks.map(|((rank, list), timing)| rank_memory(plan, rank, list, timing, simulation.step)).collect()
+/// What one GPU of a rank holds in the course of the step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Course {
+    /// What is there all the time.
+    pub fixed: Breakdown,
+    /// What comes and goes. At one moment, what ends goes before what starts.
+    pub loads: Vec<Load>,
+    /// What loads consist of.
+    pub breakdowns: Vec<Breakdown>,
 }
 
-fn rank_memory(plan: &Plan, rank: u32, list: &PlanRank, timing: &RankTiming, step: Nanos) -> RankMemory {
+/// The course of a rank's memory. `simulation` must be the plan's; the rank must be there.
+pub fn course(plan: &Plan, simulation: &Simulation, rank: u32) -> Course {
     let mut stages = plan.layout.stages_of(rank);
     stages.sort_unstable();
     stages.dedup();
     let held = || stages.iter().filter_map(|&stage| plan.stages.get(stage as usize));
-    let fixed: Breakdown = vec![
+    let fixed = vec![
         (MemoryKind::Parameters, held().map(|stage| stage.parameters).sum()),
         (MemoryKind::Gradients, held().map(|stage| stage.gradients).sum()),
         (MemoryKind::Optimizer, held().map(|stage| stage.optimizer).sum()),
         (MemoryKind::Exchange, held().map(|stage| stage.exchange_buffer).max().unwrap_or_default()),
     ];
-    let (loads, breakdowns) = loads(plan, list, timing, step);
+    let at = rank as usize;
+    let (loads, breakdowns) = loads(plan, &plan.ranks[at], &simulation.ranks[at], simulation.step);
+    Course { fixed, loads, breakdowns }
+}
+
+/// Memory of every rank. `simulation` must be the plan's.
+pub fn memory(plan: &Plan, simulation: &Simulation) -> Vec<RankMemory> {
+    (0..plan.ranks.len() as u32).map(|rank| rank_memory(plan, simulation, rank)).collect()
+}
+
+fn rank_memory(plan: &Plan, simulation: &Simulation, rank: u32) -> RankMemory {
+    let Course { fixed, loads, breakdowns } = course(plan, simulation, rank);
     let totals: Vec<u128> =
         breakdowns.iter().map(|kinds| kinds.iter().map(|&(_, bytes)| u128::from(bytes.0)).sum()).collect();
 

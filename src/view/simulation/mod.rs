@@ -1,10 +1,12 @@
 //! What `simulate` found, as text for people and as JSON for programs.
 
+mod facts;
 mod json;
 mod text;
 
+pub use facts::{Fact, facts, title};
 pub use json::to_json;
-pub use text::{rank_text, to_text};
+pub use text::{RANK_COLUMNS, rank_cells, rank_text, to_text};
 
 use crate::plan::Plan;
 use crate::sim::Simulation;
@@ -22,7 +24,7 @@ pub struct Simulated<'a> {
 
 impl Simulated<'_> {
     /// The rank that needs most memory; the first of several.
-    fn fullest(&self) -> usize {
+    pub fn fullest(&self) -> usize {
         (0..self.memory.len()).rev().max_by_key(|&rank| self.memory[rank].need.total()).unwrap_or(0)
     }
 

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 
 use super::Simulated;
-use crate::sim::{Activity, RankTiming, Rates, Relief, Wait};
+use super::facts::{Fact, facts, title};
+use crate::sim::{Activity, RankTiming, Relief, Wait};
 use crate::units::{Bytes, Nanos};
 use crate::view::numbers::{count, grouped, percent};
 use crate::view::table::{finish, new as new_table};
@@ -54,92 +55,22 @@ pub fn rank_text(simulated: &Simulated, rank: usize, width: usize) -> String {
 }
 
 fn headline(simulated: &Simulated) -> String {
-    let Simulated { plan, simulation, memory } = simulated;
-    let origin = &plan.origin;
-    let mut text = format!(
-        "{BOLD}{} on {} · {}{BOLD:#} · {} · {} · {}\n\n",
-        plan.model.name,
-        origin.cluster,
-        origin.schedule,
-        count(u64::from(plan.layout.ranks), "rank"),
-        count(origin.gpus, "GPU"),
-        count(u64::from(plan.layout.micro_batches), "micro-batch"),
-    );
-    let mut line = |name: &str, value: &str, more: &str| {
+    let [what, sizes] = title(simulated);
+    let mut text = format!("{BOLD}{what}{BOLD:#} · {sizes}\n\n");
+    for Fact { name, value, more, .. } in facts(simulated) {
         // The value is padded outside the bold, so that a line with nothing more has no trailing spaces.
         let padding = if more.is_empty() { 0 } else { 12usize.saturating_sub(value.chars().count()).max(2) };
         let _ = writeln!(text, "  {name:<14}{BOLD}{value}{BOLD:#}{:padding$}{more}", "");
-    };
-    let after = simulation.step.saturating_sub(simulation.pipeline);
-    line(
-        "step time",
-        &simulation.step.to_string(),
-        &match after {
-            Nanos::ZERO => String::new(),
-            after => format!("pipeline {}, then {after} of gradients and optimizer", simulation.pipeline),
-        },
-    );
-    match Rates::new(plan, simulation) {
-        Some(rates) => {
-            let a_gpu = format!("{} on a GPU", rate(rates.tokens_s_gpu));
-            line("tokens/s", &rate(rates.tokens_s), &a_gpu);
-            let peak = format!("of the {:.0} TFLOP/s dense bf16 peak", plan.machine.bf16_flop_s / 1e12);
-            line("MFU", &percent(rates.mfu, 1.0), &peak);
-            line("GPU hours", &rate(rates.gpu_hours_per_trillion_tokens), "for a trillion tokens");
-        }
-        None => line("tokens/s", "–", "the plan has no time, tokens, GPUs or peak to tell rates from"),
     }
-    let worst = |of: fn(&RankTiming) -> Nanos| {
-        let rank = (0..simulation.ranks.len()).rev().max_by_key(|&rank| of(&simulation.ranks[rank])).unwrap_or(0);
-        let time = simulation.ranks.get(rank).map(of).unwrap_or_default();
-        format!("of rank time; most on rank {rank}, {}", percent(time.as_f64(), simulation.step.as_f64()))
-    };
-    let share = |share: Option<f64>| share.map_or("–".to_owned(), |share| percent(share, 1.0));
-    line("bubble", &share(simulated.share(|rank| rank.bubble)), &worst(|rank| rank.bubble));
-    line("exposed comm", &share(simulated.share(|rank| rank.exposed)), &worst(|rank| rank.exposed));
-
-    let fullest = simulated.fullest();
-    if let Some(most) = memory.get(fullest) {
-        let item = most.item.and_then(|item| plan.ranks[fullest].items.get(item as usize));
-        let when = item.map_or(String::new(), |item| format!(", at {} with {}", most.at, item.0));
-        let more = format!("of {} on rank {fullest}; most in use is {}{when}", plan.machine.memory, most.peak);
-        line("memory", &most.need.total().to_string(), &more);
-    }
-    let certificate = plan.timetable;
-    let gap = certificate.makespan.saturating_sub(certificate.lower_bound);
-    line(
-        "timetable",
-        &certificate.makespan.to_string(),
-        &match gap {
-            Nanos::ZERO => "no timetable of these programs is shorter".to_owned(),
-            gap => {
-                let gap = percent(gap.as_f64(), certificate.lower_bound.as_f64());
-                format!("none is shorter than {}: gap at most {gap}", certificate.lower_bound)
-            }
-        },
-    );
     text
 }
 
 fn rank_table(simulated: &Simulated, width: usize) -> String {
     let ranks = &simulated.simulation.ranks;
-    let step = simulated.simulation.step.as_f64();
     let listed = listed_ranks(simulated);
-    let columns = ["rank", "stages", "busy", "comm", "exposed", "bubble", "memory", "waits mostly for"];
-    let mut table = new_table(&columns, width);
+    let mut table = new_table(&RANK_COLUMNS, width);
     for &rank in &listed {
-        let (timing, memory) = (&ranks[rank], &simulated.memory[rank]);
-        let share = |time: Nanos| percent(time.as_f64(), step);
-        table.add_row(vec![
-            rank.to_string(),
-            stages_text(&simulated.plan.layout.stages_of(rank as u32)).replace("stages ", "").replace("stage ", ""),
-            share(timing.busy),
-            share(timing.communication),
-            share(timing.exposed),
-            share(timing.bubble),
-            memory.need.total().to_string(),
-            timing.waits.first().map_or(String::new(), |wait| wait_text(wait, timing.bubble)),
-        ]);
+        table.add_row(rank_cells(simulated, rank));
     }
     finish(&mut table, &[0, 2, 3, 4, 5, 6]);
     let mut text = format!("{table}\n");
@@ -147,6 +78,7 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
         let others = (0..ranks.len()).filter(|rank| !listed.contains(rank));
         let bubbles: Vec<Nanos> = others.clone().map(|rank| ranks[rank].bubble).collect();
         let needs: Vec<Bytes> = others.map(|rank| simulated.memory[rank].need.total()).collect();
+        let step = simulated.simulation.step.as_f64();
         let share = |time: Option<&Nanos>| percent(time.copied().unwrap_or_default().as_f64(), step);
         let bytes = |bytes: Option<&Bytes>| bytes.copied().unwrap_or_default();
         let _ = writeln!(
@@ -160,6 +92,26 @@ fn rank_table(simulated: &Simulated, width: usize) -> String {
         );
     }
     text
+}
+
+/// The columns of [`rank_cells`].
+pub const RANK_COLUMNS: [&str; 8] =
+    ["rank", "stages", "busy", "comm", "exposed", "bubble", "memory", "waits mostly for"];
+
+/// What is told of a rank among others.
+pub fn rank_cells(simulated: &Simulated, rank: usize) -> [String; 8] {
+    let (timing, memory) = (&simulated.simulation.ranks[rank], &simulated.memory[rank]);
+    let share = |time: Nanos| percent(time.as_f64(), simulated.simulation.step.as_f64());
+    [
+        rank.to_string(),
+        stages_text(&simulated.plan.layout.stages_of(rank as u32)).replace("stages ", "").replace("stage ", ""),
+        share(timing.busy),
+        share(timing.communication),
+        share(timing.exposed),
+        share(timing.bubble),
+        memory.need.total().to_string(),
+        timing.waits.first().map_or(String::new(), |wait| wait_text(wait, timing.bubble)),
+    ]
 }
 
 /// All ranks if they are few; else the first, the last, the idlest and the fullest.
@@ -284,14 +236,5 @@ fn stages_text(stages: &[u32]) -> String {
         few if few.len() <= NAMED_STAGES => format!("stages {}", few.join(", ")),
         [first, second, .., last] => format!("stages {first}, {second}, … {last}"),
         _ => "no stage".to_owned(),
-    }
-}
-
-/// A rate with three digits or more, never in powers of ten.
-fn rate(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.2}"),
-        v if v < 100.0 => format!("{v:.1}"),
-        v => grouped(v.round() as u64),
     }
 }

@@ -354,9 +354,7 @@ impl Rank {
                 exchange.as_mut(),
             )?;
             let (exchange, what) = (op.stream() == ProgramStream::Comm, What::Op(number, at as u32));
-            trace.end(span, stream, (StreamId::Compute, exchange), what, || {
-                format!("{} of unit {} of ({},{})", op.what(), op.unit, chunk.stage, chunk.micro_batch)
-            })?;
+            trace.end(span, stream, (StreamId::Compute, exchange), what, || op.within(*chunk))?;
             op_ended[at].record(stream)?;
         }
         joints[1].record(comm)?;
