@@ -6,6 +6,8 @@
 mod attention;
 #[path = "cuda/bias.rs"]
 mod bias;
+#[path = "cuda/checkpoint.rs"]
+mod checkpoint;
 #[path = "cuda/element.rs"]
 mod element;
 #[path = "cuda/embedding.rs"]

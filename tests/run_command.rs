@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::process::{Command, Output};
 
 #[cfg(unix)]
-use dualweave::runtime::host::executor::checkpoint::Checkpoint;
+use dualweave::runtime::checkpoint::Checkpoint;
 #[cfg(unix)]
 use serde_json::Value;
 
@@ -262,6 +262,11 @@ fn gpus_are_asked_for_where_there_are_none() {
     let refused = |flags: &[&str]| refusal(folder.path(), flags);
     assert!(refused(&["--gpus", "1"]).contains("for `--backend cuda`"));
     assert!(refused(&["--backend", "cuda", "--precision", "f64"]).contains("GPUs compute in the formats of the plan"));
+    let trained = ["run", "plan.ron", "--steps", "1", "--precision", "f64", "--checkpoint", "c"];
+    stdout(&dualweave(folder.path(), &trained));
+    let text = refused(&["--backend", "cuda", "--checkpoint", "c", "--resume"]);
+    assert!(text.contains("go on with `--backend host --precision f64`"), "{text}");
+    assert!(refused(&["--backend", "cuda", "--checkpoint", "c"]).contains("go on from it with `--resume`"));
     if !can_run {
         let text = refused(&["--backend", "cuda"]);
         assert!(text.contains("no lib") && text.contains("the loader was asked for lib"), "{text}");
@@ -291,6 +296,7 @@ fn what_a_launcher_says_is_checked() {
         (seat("4", "4"), &[], "RANK is 4, but WORLD_SIZE says that there are 4"),
         (seat("0", "3"), &[], "WORLD_SIZE is 3, but the plan has 4 GPUs (2 ranks × 2 replicas), for a process each"),
         (seat("0", "4"), &["--gpus", "1"], "no choice for `--gpus`"),
+        (seat("0", "4"), &["--checkpoint", "c"], "ranks in several processes keep no checkpoints yet"),
         (seat("2", "4"), &["--time-out", "1"], "process 2 cannot reach process 0 at 127.0.0.1:29511 within 1 s"),
         (seat("0", "4"), &["--time-out", "1"], "processes 1, 2, 3 of 4 did not come to 127.0.0.1:29511 within 1 s"),
     ];

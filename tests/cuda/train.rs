@@ -199,14 +199,20 @@ impl Case {
     }
 }
 
-pub fn on_every_number_of_gpus(case: &Case) {
-    match device::count() {
-        Err(error) => {
+/// How many GPUs there are, at most two; without one the test's output says why.
+pub fn gpus() -> usize {
+    device::count().map_or_else(
+        |error| {
             assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
             eprintln!("skipped: {error}");
-        }
-        Ok(there) => (1..=there.min(2)).for_each(|gpus| case.compare(gpus)),
-    }
+            0
+        },
+        |there| there.min(2),
+    )
+}
+
+pub fn on_every_number_of_gpus(case: &Case) {
+    (1..=gpus()).for_each(|gpus| case.compare(gpus));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod blocks;
 mod build;
+mod checkpoint;
 mod formats;
 mod forms;
 mod heap;
@@ -264,7 +265,7 @@ impl Executor {
             for stage in rank.stages.values() {
                 let values = of(&stage.store).read(&rank.comm)?;
                 for (name, place) in stage.store.tensors() {
-                    tensors.insert(name.to_owned(), values[place].to_vec());
+                    tensors.insert(name.to_owned(), values[place.range()].to_vec());
                 }
             }
             Ok((rank.gpu, tensors))

@@ -36,10 +36,22 @@ const UNIT: usize = 128;
 
 /// Where a tensor lies in each of the arrays.
 #[derive(Clone, Debug)]
-struct Place {
+pub struct Place {
     start: usize,
     rows: usize,
     columns: usize,
+}
+
+impl Place {
+    /// Its elements.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.rows * self.columns
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
 }
 
 /// The parameters of a stage.
@@ -127,16 +139,39 @@ impl Store {
         };
         let mut values = vec![0.0f32; next];
         for (name, tensor) in &tensors {
-            let start = store.places[name].start;
-            values[start..start + tensor.values.values().len()].copy_from_slice(tensor.values.values());
+            values[store.places[name].range()].copy_from_slice(tensor.values.values());
         }
-        let copy: Vec<Bf16> = values.iter().map(|&value| Bf16::of(value)).collect();
-        store.parameters().write(stream, &values)?;
-        store.copy().write(stream, &copy)?;
+        store.set_parameters(stream, &values)?;
         [&store.gradients, &store.moments[0], &store.moments[1]]
             .into_iter()
             .try_for_each(|memory| memory.all::<u8>().fill_bytes(stream, 0))?;
         Ok(store)
+    }
+
+    fn set_parameters(&self, stream: &Stream, values: &[f32]) -> Result<()> {
+        let copy: Vec<Bf16> = values.iter().map(|&value| Bf16::of(value)).collect();
+        self.parameters().write(stream, values)?;
+        self.copy().write(stream, &copy)
+    }
+
+    /// Sets parameters and moments. `of` gives those of a tensor, by name and shape.
+    ///
+    /// # Errors
+    /// Those of `of`, or if the driver refuses.
+    pub fn restore(
+        &self,
+        stream: &Stream,
+        mut of: impl FnMut(&str, [usize; 2]) -> Result<[Vec<f32>; 3]>,
+    ) -> Result<()> {
+        let mut arrays = [0, 1, 2].map(|_| vec![0.0f32; self.parameters().len()]);
+        for (name, place) in self.tensors() {
+            for (array, values) in arrays.iter_mut().zip(of(name, place.shape())?) {
+                array[place.range()].copy_from_slice(&values);
+            }
+        }
+        let [parameters, first, second] = arrays;
+        self.set_parameters(stream, &parameters)?;
+        self.moments().into_iter().zip([first, second]).try_for_each(|(to, values)| to.write(stream, &values))
     }
 
     /// The elements of a region.
@@ -180,13 +215,12 @@ impl Store {
     /// # Errors
     /// If the stage has none of that name.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
-        let &Place { start, rows, columns } = self.place(name)?;
-        let range = start..start + rows * columns;
+        let place = self.place(name)?;
         Ok(Matrix {
-            values: self.copy().part(range.clone()),
-            gradient: self.gradients().part(range),
-            outputs: rows,
-            inputs: columns,
+            values: self.copy().part(place.range()),
+            gradient: self.gradients().part(place.range()),
+            outputs: place.rows,
+            inputs: place.columns,
         })
     }
 
@@ -195,8 +229,7 @@ impl Store {
     /// # Errors
     /// If the stage has none of that name.
     pub fn vector(&self, name: &str) -> Result<Vector> {
-        let &Place { start, rows, columns } = self.place(name)?;
-        let range = start..start + rows * columns;
+        let range = self.place(name)?.range();
         Ok(Vector { values: self.parameters().part(range.clone()), gradient: self.gradients().part(range) })
     }
 
@@ -244,7 +277,7 @@ impl Store {
     }
 
     /// Every tensor's name, and where it lies in the arrays.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        self.places.iter().map(|(name, place)| (name.as_str(), place.start..place.start + place.rows * place.columns))
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Place)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place))
     }
 }

@@ -230,7 +230,7 @@ impl Sync {
                 self.balance(stream, store, bias, balance_rate)?;
                 continue;
             }
-            let range = if self.sharded { shares.share(store, shares.mine) } else { store.region(shares.region) };
+            let range = self.updated_of(shares, store);
             let (parameters, gradient) =
                 (store.parameters().part(range.clone()), store.gradients().part(range.clone()));
             let moments = store.moments().map(|moment| moment.part(range.clone()));
@@ -241,13 +241,26 @@ impl Sync {
         Ok(())
     }
 
+    /// The elements that this GPU updates.
+    pub fn updated(&self, store: &Store) -> Vec<Range<usize>> {
+        self.shares.iter().map(|shares| self.updated_of(shares, store)).collect()
+    }
+
+    fn updated_of(&self, shares: &Shares, store: &Store) -> Range<usize> {
+        match self.sharded && shares.region != Region::Balance {
+            true => shares.share(store, shares.mine),
+            false => store.region(shares.region),
+        }
+    }
+
     /// Each layer's biases by its own loads.
     fn balance(&self, stream: &Stream, store: &Store, bias: Slice<f32>, rate: f32) -> Result<()> {
         let start = store.region(Region::Balance).start;
         let loads = self.loads.all::<f32>();
         for (name, place) in store.tensors() {
             if name.ends_with(".balance") {
-                let range = place.start - start..place.end - start;
+                let Range { start: first, end } = place.range();
+                let range = first - start..end - start;
                 optimizer::balance(stream, bias.part(range.clone()), loads.part(range), rate)?;
             }
         }

@@ -9,7 +9,7 @@
 //! parallelism here.
 
 mod arena;
-pub mod checkpoint;
+mod checkpoint;
 mod chunk;
 pub mod compare;
 mod fabric;
