@@ -63,6 +63,10 @@ fn extras(job: &mut Job) {
     }
 }
 
+pub fn tied(job: &mut Job) {
+    job.model.tied_embedding = true;
+}
+
 /// Products and payload as in DeepSeek-V3.
 pub fn fp8(job: &mut Job) {
     (job.model.precision.products, job.model.precision.dispatch) = (Dtype::Fp8, Dtype::Fp8);
@@ -275,6 +279,44 @@ fn dual_pipe_of_four() {
 fn dual_pipe_v() {
     let schedule = ScheduleKind::DualPipeV;
     on_every_number_of_gpus(&Case { name: "DualPipeV ep 2", schedule, dp: 2, ep: 2, ..CASE });
+}
+
+/// Of one stage, of two on ranks of their own, and of two on the same rank; with other ranks of which some have none.
+#[test]
+fn heads_that_are_tied_to_the_embedding() {
+    let case = Case { change: tied, ..CASE };
+    let (pipe, pipe_v) = (ScheduleKind::DualPipe, ScheduleKind::DualPipeV);
+    for case in [
+        Case { name: "tied, one rank", pp: 1, ..case },
+        Case { name: "tied, 1f1b", ..case },
+        Case { name: "tied, 1f1b P4", pp: 4, ..case },
+        Case { name: "tied, DualPipe P2", schedule: pipe, ..case },
+        Case { name: "tied, DualPipe P2 ep 2", schedule: pipe, dp: 2, ep: 2, sharded: true, ..case },
+        Case { name: "tied, DualPipeV ep 2", schedule: pipe_v, dp: 2, ep: 2, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+/// Every rank updates its copies for itself.
+#[test]
+fn copies_of_the_table_stay_alike() {
+    let case = Case { change: tied, sharded: true, dp: 2, pp: 4, micro_batches: 8, ..CASE };
+    for gpus in 1..=gpus() {
+        let plan = Case { schedule: ScheduleKind::DualPipe, ..case }.plan();
+        let shape = Shape::of_plan(&plan);
+        let options = Options { gpus: Some(gpus), ..Options::default() };
+        let mut executor = Executor::new(plan, shape.clone(), AdamW::default(), 7, &options).expect("it can be run");
+        let tables = |executor: &Executor| -> Vec<Vec<f32>> {
+            let all = executor.parameters().expect("parameters");
+            all.into_iter().filter_map(|(_, mut tensors)| tensors.remove("embedding")).collect()
+        };
+        let initial = tables(&executor);
+        (0..3).for_each(|step| drop(executor.step(&case.data(&shape, step), false).expect("a step")));
+        let trained = tables(&executor);
+        assert_eq!(trained.len(), 4, "two ranks of two replicas");
+        assert!(trained.iter().all(|table| *table == trained[0] && *table != initial[0]), "{gpus} GPUs");
+    }
 }
 
 #[test]

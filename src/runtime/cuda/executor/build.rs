@@ -11,6 +11,7 @@ use super::rank::{Norm, Rank};
 use super::stage::Stage;
 use super::store::{REGIONS, Region, Store};
 use super::sync::{self, Peer, Sync, Way};
+use super::table::{self, Table};
 use super::unit::Sizes;
 use super::{forms, places};
 use crate::error::{Error, Result};
@@ -86,6 +87,7 @@ pub struct Builder<'a> {
 /// What is between the ranks of this process, or between one and those of others; each by rank of this process.
 struct Between {
     syncs: Vec<BTreeMap<u32, Sync>>,
+    tables: Vec<Option<Table>>,
     members: Vec<Option<exchange::Member>>,
     links: Vec<Links>,
     /// `None`: they meet, which is made when their tables are there.
@@ -123,6 +125,7 @@ impl Builder<'_> {
             },
             None => Between {
                 syncs: self.syncs(&gpus, &stages)?,
+                tables: self.tables(&gpus, &stages)?,
                 members: self.members(&gpus)?,
                 links: self.links(&gpus)?,
                 norms: gpus.iter().map(|_| None).collect(),
@@ -160,6 +163,7 @@ impl Builder<'_> {
                 member: Mutex::new(between.members[own].take()),
                 exchanges: self.world.ep > 1,
                 syncs: std::mem::take(&mut between.syncs[own]),
+                table: between.tables[own].take(),
                 senders,
                 receivers,
                 targets: vec![Slice::none(); of.items.len()],
@@ -230,18 +234,20 @@ impl Builder<'_> {
             })
         });
         let staging = Arc::new(Memory::of::<f32>(device, needed.max().unwrap_or_default())?);
+        let way = || Way::Network(Arc::clone(&sync), Arc::clone(&staging));
         let mut syncs = BTreeMap::new();
         for (&stage, held) in stages {
-            let members = REGIONS.map(|region| {
-                let members = self.members_of(gpu, stage, region);
-                let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
-                let processes = members.into_iter().map(|member| self.world.index(member)).collect();
-                (sync::Members::Network(processes), mine)
-            });
-            let way = Way::Network(Arc::clone(&sync), Arc::clone(&staging));
+            let members = self.with_stage(gpu, stage);
+            let members = members.map(|(region, members, mine)| (region, self.processes(members), mine));
             let sharded = self.is_sharded(stage);
-            syncs.insert(stage, Sync::new(device, &stream, &held.store, members, way, sharded)?);
+            syncs.insert(stage, Sync::new(device, &stream, &held.store, members, way(), sharded)?);
         }
+        let readers = table::readers(self.plan, self.shape);
+        let copies = self.copies(&readers);
+        let table = copies
+            .iter()
+            .position(|&member| member == gpu)
+            .map(|mine| Table::new(device, &stream, (&readers, stages), (self.processes(copies.clone()), mine), way()));
         let member = match (&self.shape.model.moe, group) {
             (None, _) => None,
             (Some(moe), Some(group)) => {
@@ -254,7 +260,13 @@ impl Builder<'_> {
             }
         };
         let norm = Norm::Network(Mutex::new(norm));
-        Ok(Between { syncs: vec![syncs], members: vec![member], links: vec![links], norms: vec![Some(norm)] })
+        Ok(Between {
+            syncs: vec![syncs],
+            tables: vec![table.transpose()?],
+            members: vec![member],
+            links: vec![links],
+            norms: vec![Some(norm)],
+        })
     }
 
     /// Whether the optimizer's work on a stage is shared.
@@ -296,11 +308,51 @@ impl Builder<'_> {
         Ok(stages)
     }
 
-    /// The GPUs that have the same parameters of a region.
+    /// The GPUs that have the same parameters of a region; of a table that one stage alone reads, none.
     fn members_of(&self, gpu: Gpu, stage: u32, region: Region) -> Vec<Gpu> {
+        if region == Region::Table {
+            let readers = table::readers(self.plan, self.shape);
+            return if readers.contains(&stage) { self.copies(&readers) } else { Vec::new() };
+        }
         let holders = self.world.holders(&self.plan.layout.holders(stage)).into_iter();
         let same = |other: &Gpu| region != Region::Experts || self.world.place(*other) == self.world.place(gpu);
         holders.filter(same).collect()
+    }
+
+    /// The GPUs that have a stage of these.
+    fn copies(&self, readers: &[u32]) -> Vec<Gpu> {
+        let has = |gpu: &Gpu| self.plan.layout.stages_of(gpu.rank).iter().any(|stage| readers.contains(stage));
+        self.world.gpus().filter(has).collect()
+    }
+
+    /// Of each region that is reduced with its stage: its members, and the number of a GPU among them.
+    fn with_stage(&self, gpu: Gpu, stage: u32) -> impl Iterator<Item = (Region, Vec<Gpu>, usize)> {
+        REGIONS.into_iter().filter(|&region| region != Region::Table).map(move |region| {
+            let members = self.members_of(gpu, stage, region);
+            let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
+            (region, members, mine)
+        })
+    }
+
+    fn processes(&self, members: Vec<Gpu>) -> sync::Members {
+        sync::Members::Network(members.into_iter().map(|member| self.world.index(member)).collect())
+    }
+
+    /// By GPU: its copies of the table, if several stages read it.
+    fn tables(&self, gpus: &[Gpu], stages: &[BTreeMap<u32, Stage>]) -> Result<Vec<Option<Table>>> {
+        let mut tables: Vec<Option<Table>> = gpus.iter().map(|_| None).collect();
+        let readers = table::readers(self.plan, self.shape);
+        let copies: Vec<usize> = self.copies(&readers).into_iter().map(|gpu| self.world.index(gpu)).collect();
+        let devices: Vec<Arc<Device>> = copies.iter().map(|&index| Arc::clone(&self.devices[index])).collect();
+        let peers: Vec<Peer> =
+            copies.iter().filter_map(|&index| table::first(&readers, &stages[index])).map(Peer::of).collect();
+        for (mine, (&index, meeting)) in copies.iter().zip(meeting(&devices)?).enumerate() {
+            let device = &self.devices[index];
+            let stream = Stream::new(device, Priority::Low)?;
+            let (members, way) = ((sync::Members::Memory(peers.clone()), mine), Way::Memory(Mutex::new(meeting)));
+            tables[index] = Some(Table::new(device, &stream, (&readers, &stages[index]), members, way)?);
+        }
+        Ok(tables)
     }
 
     /// By GPU and stage.
@@ -315,10 +367,9 @@ impl Builder<'_> {
                 let index = self.world.index(gpu);
                 let store = |gpu: Gpu| stages[self.world.index(gpu)].get(&stage).map(|stage| &stage.store);
                 let Some(own) = store(gpu) else { continue };
-                let peers = REGIONS.map(|region| {
-                    let members = self.members_of(gpu, stage, region);
-                    let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
-                    (sync::Members::Memory(members.into_iter().filter_map(store).map(Peer::of).collect()), mine)
+                let peers = self.with_stage(gpu, stage);
+                let peers = peers.map(|(region, members, mine)| {
+                    (region, sync::Members::Memory(members.into_iter().filter_map(store).map(Peer::of).collect()), mine)
                 });
                 let device = &self.devices[index];
                 let stream = Stream::new(device, Priority::Low)?;

@@ -22,7 +22,7 @@ impl Executor {
                     [store.parameters(), first, second].map(|array| array.read(&rank.comm));
                 let (parameters, moments) = (parameters?, [first?, second?]);
                 // With a sharded optimizer each GPU has the moments of what it updates, wherever tensors begin and end.
-                let updated = rank.syncs.get(number).map_or_else(Vec::new, |sync| sync.updated(store));
+                let updated = rank.syncs.get(number).map(|sync| sync.updated(store)).unwrap_or_default();
                 for (name, place) in store.tensors() {
                     let range = place.range();
                     let (_, [_, kept @ ..]) = tensors.entry(name).or_insert_with(|| {

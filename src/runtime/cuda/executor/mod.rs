@@ -20,6 +20,7 @@ mod rank;
 mod stage;
 mod store;
 mod sync;
+mod table;
 mod timings;
 mod trace;
 mod unit;

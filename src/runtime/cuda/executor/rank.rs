@@ -11,6 +11,7 @@ use super::blocks::{Blocks, SCRATCH};
 use super::places::Taken;
 use super::stage::{Ends, Launch, Stage};
 use super::sync::Sync;
+use super::table::Table;
 use super::trace::{Trace, What};
 use super::unit::{Context, Exchange};
 use crate::error::{Error, Result};
@@ -53,6 +54,8 @@ pub struct Rank {
     pub stages: BTreeMap<u32, Stage>,
     /// By stage: the end of a step.
     pub syncs: BTreeMap<u32, Sync>,
+    /// Its copies of the embedding's table, if several stages read it.
+    pub table: Option<Table>,
     /// By rank.
     pub senders: BTreeMap<u32, Mutex<Sender>>,
     /// By rank.
@@ -462,6 +465,11 @@ impl Rank {
             compute.wait(event)?;
         }
         let mine = self.squares[0].all::<f32>();
+        if let Some(table) = &self.table {
+            // The thread of that stream gathers nothing before the first update.
+            let streams = (compute, &self.streams[&StreamId::Sync]);
+            table.reduce(streams, self.device.sms, &self.stages, mine, shared.watch)?;
+        }
         match &self.norm {
             Some(Norm::Memory(meeting, boards)) => {
                 for board in boards {

@@ -9,15 +9,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::ir::Unit;
 use crate::runtime::cuda::ops::grouped::Experts;
 use crate::runtime::cuda::ops::quantise::{self, Weights};
 use crate::runtime::cuda::{Bf16, Device, Memory, Slice, Stream};
 use crate::runtime::host::executor::StageParameters;
 use crate::runtime::host::parameters::{Parameters as _, Role};
+use crate::runtime::host::unit;
 
 /// What happens to parameters at the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Region {
+    /// The embedding's table where several stages read it, each its copy. It lies first, so at the same place in all of them.
+    Table,
     /// Matrices that every GPU has which holds the stage: they decay.
     Weights,
     /// Gains and biases: they do not.
@@ -29,7 +33,7 @@ pub enum Region {
 }
 
 /// All regions, in the order of their places.
-pub const REGIONS: [Region; 4] = [Region::Weights, Region::Vectors, Region::Experts, Region::Balance];
+pub const REGIONS: [Region; 5] = [Region::Table, Region::Weights, Region::Vectors, Region::Experts, Region::Balance];
 
 /// Elements that a tensor's place is a multiple of: 256 bytes of bf16.
 const UNIT: usize = 128;
@@ -57,7 +61,7 @@ impl Place {
 /// The parameters of a stage.
 pub struct Store {
     places: BTreeMap<String, Place>,
-    regions: [Range<usize>; 4],
+    regions: [Range<usize>; REGIONS.len()],
     parameters: Memory,
     gradients: Memory,
     moments: [Memory; 2],
@@ -91,8 +95,9 @@ pub struct Vector {
 }
 
 /// Which region a tensor belongs to.
-fn region(name: &str, role: Role) -> Region {
+fn region(name: &str, role: Role, table_is_shared: bool) -> Region {
     match role {
+        Role::Weight if table_is_shared && name == unit::name(Unit::Embedding) => Region::Table,
         Role::Balance => Region::Balance,
         Role::Gain | Role::Bias => Region::Vectors,
         Role::Weight if name.contains(".experts.") => Region::Experts,
@@ -101,7 +106,7 @@ fn region(name: &str, role: Role) -> Region {
 }
 
 impl Store {
-    /// With the values of `initial`. `members`: GPUs that share each region's work, by region.
+    /// With the values of `initial`. `members`: GPUs that share each region's work, by region; of the table none, if no other stage reads it.
     ///
     /// # Errors
     /// If the GPU has not so much memory.
@@ -109,15 +114,18 @@ impl Store {
         device: &Arc<Device>,
         stream: &Stream,
         initial: &StageParameters<f32>,
-        members: [usize; 4],
+        members: [usize; REGIONS.len()],
     ) -> Result<Self> {
         let tensors = initial.tensors("");
         let mut places = BTreeMap::new();
-        let mut regions = [const { 0..0 }; 4];
+        let mut regions = [const { 0..0 }; REGIONS.len()];
+        let table_is_shared = members[Region::Table as usize] > 0;
         let mut next = 0;
         for (number, of) in REGIONS.into_iter().enumerate() {
             let start = next;
-            for (name, tensor) in tensors.iter().filter(|(name, tensor)| region(name, tensor.role) == of) {
+            for (name, tensor) in
+                tensors.iter().filter(|(name, tensor)| region(name, tensor.role, table_is_shared) == of)
+            {
                 let (rows, columns) = (tensor.values.rows(), tensor.values.columns());
                 places.insert(name.clone(), Place { start: next, rows, columns });
                 next += (rows * columns).next_multiple_of(UNIT);
@@ -231,6 +239,22 @@ impl Store {
     pub fn vector(&self, name: &str) -> Result<Vector> {
         let range = self.place(name)?.range();
         Ok(Vector { values: self.parameters().part(range.clone()), gradient: self.gradients().part(range) })
+    }
+
+    /// The embedding's table, as what looks rows up reads it.
+    ///
+    /// # Errors
+    /// If the stage has none.
+    pub fn table(&self) -> Result<Vector> {
+        self.vector(&unit::name(Unit::Embedding))
+    }
+
+    /// The embedding's table, as a head that is tied to it reads it.
+    ///
+    /// # Errors
+    /// If the stage has none.
+    pub fn tied(&self) -> Result<Matrix> {
+        self.matrix(&unit::name(Unit::Embedding))
     }
 
     /// A vector that not every model has.

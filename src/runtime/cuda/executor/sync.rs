@@ -122,18 +122,18 @@ pub struct Sync {
 }
 
 impl Sync {
-    /// `members`: by region, the members and the number of this GPU among them. `sharded`: the optimizer's work is shared.
+    /// `members`: of each region, with the number of this GPU among them. `sharded`: the optimizer's work is shared.
     pub fn new(
         device: &Arc<Device>,
         stream: &Stream,
         store: &Store,
-        members: [(Members, usize); 4],
+        members: impl IntoIterator<Item = (Region, Members, usize)>,
         way: Way,
         sharded: bool,
     ) -> Result<Self> {
         let mut shares = Vec::new();
         let mut longest = 0;
-        for (region, (members, mine)) in REGIONS.into_iter().zip(members) {
+        for (region, members, mine) in members {
             if store.region(region).is_empty() {
                 continue;
             }
@@ -224,32 +224,31 @@ impl Sync {
         (step, decay, balance_rate): (&Step, f32, f32),
         squares: Slice<f32>,
     ) -> Result<()> {
-        for shares in &self.shares {
-            if shares.region == Region::Balance {
-                let bias = store.parameters().part(store.region(Region::Balance));
-                self.balance(stream, store, bias, balance_rate)?;
+        for (region, range) in REGIONS.into_iter().zip(self.updated(store)).filter(|(_, range)| !range.is_empty()) {
+            if region == Region::Balance {
+                self.balance(stream, store, store.parameters().part(range), balance_rate)?;
                 continue;
             }
-            let range = self.updated_of(shares, store);
             let (parameters, gradient) =
                 (store.parameters().part(range.clone()), store.gradients().part(range.clone()));
             let moments = store.moments().map(|moment| moment.part(range.clone()));
             let copy = store.copy().part(range);
-            let decay = if shares.region == Region::Vectors { 0.0 } else { decay };
+            let decay = if region == Region::Vectors { 0.0 } else { decay };
             optimizer::adamw(stream, sms, step, parameters, moments, gradient, copy, decay, squares)?;
         }
         Ok(())
     }
 
     /// The elements that this GPU updates.
-    pub fn updated(&self, store: &Store) -> Vec<Range<usize>> {
-        self.shares.iter().map(|shares| self.updated_of(shares, store)).collect()
+    pub fn updated(&self, store: &Store) -> [Range<usize>; REGIONS.len()] {
+        REGIONS.map(|region| self.updated_of(region, store))
     }
 
-    fn updated_of(&self, shares: &Shares, store: &Store) -> Range<usize> {
-        match self.sharded && shares.region != Region::Balance {
-            true => shares.share(store, shares.mine),
-            false => store.region(shares.region),
+    /// A table of which other stages have copies is updated with each of them, all of it.
+    fn updated_of(&self, region: Region, store: &Store) -> Range<usize> {
+        match self.shares.iter().find(|shares| shares.region == region) {
+            Some(shares) if self.sharded && region != Region::Balance => shares.share(store, shares.mine),
+            _ => store.region(region),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The ends of the model: embedding and head.
 
-use super::{Context, Sizes, absent};
+use super::{Context, Sizes};
 use crate::error::Result;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
@@ -15,9 +15,9 @@ pub struct EmbeddingUnit {
 }
 
 impl EmbeddingUnit {
-    /// `name` is that of its table.
-    pub fn new(shape: &Shape, name: &str, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
-        Ok(Self { table: store.vector(name)?, dy: packer.take(Block::FromI, sizes.tokens * shape.hidden()) })
+    /// With the table in `store`.
+    pub fn new(shape: &Shape, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
+        Ok(Self { table: store.table()?, dy: packer.take(Block::FromI, sizes.tokens * shape.hidden()) })
     }
 
     /// Where the gradient of its output is put.
@@ -55,13 +55,10 @@ pub struct HeadUnit {
 impl HeadUnit {
     /// `name` is what stands in front of its tensors.
     pub fn new(shape: &Shape, name: &str, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
-        if shape.model.tied_embedding {
-            return Err(absent("heads that are tied to the embedding"));
-        }
         let (tokens, hidden, vocabulary) = (sizes.tokens, shape.hidden(), shape.model.vocabulary as usize);
         Ok(Self {
             norm: store.vector(&format!("{name}.norms.0.gain"))?,
-            matrix: store.matrix(&format!("{name}.matrix"))?,
+            matrix: if shape.model.tied_embedding { store.tied()? } else { store.matrix(&format!("{name}.matrix"))? },
             x: packer.take_once(Block::UntilI, tokens * hidden),
             normed: packer.take_once(Block::UntilW, tokens * hidden),
             logits: packer.take_once(Block::Forward, tokens * vocabulary),

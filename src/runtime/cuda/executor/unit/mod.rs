@@ -110,7 +110,7 @@ impl UnitOps {
         packer.next_unit(number);
         let name = unit::name(unit);
         Ok(match unit {
-            Unit::Embedding => Self::Embedding(EmbeddingUnit::new(shape, &name, sizes, store, packer)?),
+            Unit::Embedding => Self::Embedding(EmbeddingUnit::new(shape, sizes, store, packer)?),
             Unit::Dense(layer) | Unit::Moe(layer) => {
                 let of = (&*name, layer, shape.has_experts(unit));
                 let layer = LayerUnit::new(shape, of, (sizes, forms, number), store, packer)?;
