@@ -307,11 +307,17 @@ fn what_a_launcher_says_is_checked() {
     assert!(said(&[("WORLD_SIZE", "4")], &[]).contains("WORLD_SIZE is set, but RANK is not"));
 }
 
-/// Whatever keeps one of them from running (without a GPU the driver is missing; with one, the plan has an MTP module) ends all, and
-/// each says what.
+/// Whatever keeps one of them from running (without a GPU the driver is missing; with some, one is, or a format) ends all, and each says
+/// what.
 #[test]
 fn processes_end_as_one() {
-    let folder = folder_with_plan(&[]);
+    let job = fs::read_to_string(SMALL).expect("the job");
+    let job = job.replace("../parts", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs/parts"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let in_fp8 = job.replace("dispatch: Bf16", "dispatch: Bf16, combine: Fp8");
+    assert_ne!(job, in_fp8);
+    fs::write(folder.path().join("job.ron"), in_fp8).expect("a file");
+    stdout(&dualweave(folder.path(), &["compile", "job.ron", "-o", "plan.ron"]));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port().to_string();
     drop(listener);

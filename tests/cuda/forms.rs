@@ -11,7 +11,7 @@ use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::units::Bytes;
 
-use crate::train::{CASE, Case, fp8, gpus, in_fp8, latent, latent_fp8, on_every_number_of_gpus};
+use crate::train::{CASE, Case, fp8, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
 
 /// Changes a job, or a plan.
 type Change = fn(&mut Job);
@@ -160,6 +160,7 @@ fn tokens_in_parts() {
         Case { name: "halves", form: halves, ..EP },
         Case { name: "halves in F", form: halves_in_f, ..EP },
         Case { name: "halves in I", form: halves_in_i, ..EP },
+        Case { name: "halves, MTP", form: halves, change: module, ..EP },
         Case { name: "halves, DualPipe", form: halves, schedule, pp: 2, sharded: true, ..EP },
     ];
     every(&cases, on_every_number_of_gpus);
@@ -299,7 +300,7 @@ fn all_sms(plan: &mut Plan) {
 /// What is computed again with as many SMs has the same bits as what is kept, and takes less memory.
 #[test]
 fn what_is_computed_again_leaves_the_same_bits() {
-    let changes: [(&str, Change, Change); 7] = [
+    let changes: [(&str, Change, Change); 8] = [
         ("norms", |job| with(job, "norms"), |job| with(job, "")),
         ("SwiGLU", |job| with(job, "swiglu"), |job| with(job, "")),
         ("layers", |job| with(job, "layer"), |job| with(job, "")),
@@ -333,6 +334,17 @@ fn what_is_computed_again_leaves_the_same_bits() {
             },
             |job| {
                 latent(job);
+                with(job, "")
+            },
+        ),
+        (
+            "layers, MTP",
+            |job| {
+                module(job);
+                with(job, "layer")
+            },
+            |job| {
+                module(job);
                 with(job, "")
             },
         ),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use dualweave::ir::Unit;
 use dualweave::job::model::{Attention, Dtype, Mla, Precision};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
@@ -65,6 +66,25 @@ fn extras(job: &mut Job) {
 
 pub fn tied(job: &mut Job) {
     job.model.tied_embedding = true;
+}
+
+pub fn module(job: &mut Job) {
+    job.model.mtp_layers = 1;
+}
+
+/// So many that hidden states of some cross from one stage to the next.
+fn modules(job: &mut Job) {
+    job.model.mtp_layers = 3;
+}
+
+fn modules_tied(job: &mut Job) {
+    modules(job);
+    tied(job);
+}
+
+fn modules_fp8(job: &mut Job) {
+    modules(job);
+    latent_fp8(job);
 }
 
 /// Products and payload as in DeepSeek-V3.
@@ -148,13 +168,20 @@ impl Case {
             let data = self.data(&shape, step);
             let ours = executor.step(&data, false).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).step;
             let theirs = host.step(&data, Order::List).expect("a step on the host");
-            let (loss, norm) =
-                (ours.losses[0] / theirs.losses[0] - 1.0, ours.gradient_norm / theirs.gradient_norm - 1.0);
+            assert_eq!(ours.losses.len(), theirs.losses.len(), "{}: the model's loss and each module's", self.name);
+            let losses: Vec<f64> = ours.losses.iter().zip(&theirs.losses).map(|(a, b)| a / b - 1.0).collect();
+            let norm = ours.gradient_norm / theirs.gradient_norm - 1.0;
             eprintln!(
-                "{}, {gpus} GPUs, step {step}: loss {:.5} off by {loss:.1e}, norm by {norm:.1e}",
-                self.name, ours.losses[0]
+                "{}, {gpus} GPUs, step {step}: losses {:.5?} off by {losses:.6?}, norm by {norm:.1e}",
+                self.name, ours.losses
             );
-            assert!(loss.abs() < 2e-3, "{}: step {step}: loss {:?}, not {:?}", self.name, ours.losses, theirs.losses);
+            assert!(
+                losses.iter().all(|loss| loss.abs() < 2e-3),
+                "{}: step {step}: losses {:?}, not {:?}",
+                self.name,
+                ours.losses,
+                theirs.losses
+            );
             assert!(
                 norm.abs() < if in_fp8 { 4e-2 } else { 2e-2 },
                 "{}: step {step}: norm {}, not {}",
@@ -317,6 +344,44 @@ fn copies_of_the_table_stay_alike() {
         assert_eq!(trained.len(), 4, "two ranks of two replicas");
         assert!(trained.iter().all(|table| *table == trained[0] && *table != initial[0]), "{gpus} GPUs");
     }
+}
+
+#[test]
+fn modules_that_predict_more_tokens() {
+    let case = Case { change: module, ..CASE };
+    let (pipe, pipe_v) = (ScheduleKind::DualPipe, ScheduleKind::DualPipeV);
+    for case in [
+        Case { name: "MTP, one rank", pp: 1, ..case },
+        Case { name: "MTP, 1f1b ep 2", dp: 2, ep: 2, sharded: true, ..case },
+        Case { name: "MTP, DualPipe P2", schedule: pipe, ..case },
+        Case { name: "3 MTP, DualPipeV", schedule: pipe_v, change: modules, ..case },
+        Case {
+            name: "3 MTP, DualPipeV P4 ep 2",
+            schedule: pipe_v,
+            pp: 4,
+            dp: 2,
+            ep: 2,
+            micro_batches: 8,
+            change: modules,
+            ..case
+        },
+        Case { name: "3 MTP, tied, 1f1b P4", pp: 4, change: modules_tied, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn modules_across_stages() {
+    // What the cases above stand for.
+    let case = Case { schedule: ScheduleKind::DualPipeV, change: modules, ..CASE };
+    let has_module = |units: &[Unit]| units.iter().any(|unit| matches!(unit, Unit::Mtp(_)));
+    assert!(case.plan().stages.iter().filter(|stage| has_module(&stage.units)).count() > 1);
+}
+
+#[test]
+fn fp8_with_modules() {
+    in_fp8(&Case { name: "FP8, 3 MTP, latent", pp: 1, dp: 2, ep: 2, change: modules_fp8, ..CASE });
 }
 
 #[test]

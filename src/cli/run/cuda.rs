@@ -170,9 +170,11 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
         let mut said = line(progress.steps, &Step { losses: losses.clone(), gradient_norm }, None);
         if let Some(host) = &mut host {
             let expected = host.step(&data, Order::List)?;
-            let apart = (losses[0] - expected.losses[0]).abs() / expected.losses[0];
-            // NaN is apart, and stays so.
-            worst = if apart <= worst || worst.is_nan() { worst } else { apart };
+            for (loss, expected) in losses.iter().zip(&expected.losses) {
+                let apart = (loss - expected).abs() / expected;
+                // NaN is apart, and stays so.
+                worst = if apart <= worst || worst.is_nan() { worst } else { apart };
+            }
             said += &format!("  {:>10.4}  {:>9.4}", expected.losses[0], expected.gradient_norm);
         }
         if !args.json && speaks {

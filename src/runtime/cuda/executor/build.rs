@@ -15,7 +15,7 @@ use super::table::{self, Table};
 use super::unit::Sizes;
 use super::{forms, places};
 use crate::error::{Error, Result};
-use crate::ir::Recompute;
+use crate::ir::{Recompute, Unit};
 use crate::plan::{ALIGNMENT, Plan, StreamId, Task, rank_streams};
 use crate::runtime::cluster::{Cluster, Launcher};
 use crate::runtime::cuda::exchange::packed::Window;
@@ -155,7 +155,8 @@ impl Builder<'_> {
                 let priority = if id == StreamId::Compute { Priority::Low } else { Priority::High };
                 streams.insert(id, Stream::new(device, priority)?);
             }
-            let tokens = self.tokens() * self.plan.layout.micro_batches as usize;
+            let (micro_batches, losses) = (self.plan.layout.micro_batches as usize, self.shape.losses());
+            let tokens = self.tokens() * micro_batches;
             ranks.push(Rank {
                 gpu,
                 comm: Stream::new(device, Priority::High)?,
@@ -167,7 +168,7 @@ impl Builder<'_> {
                 senders,
                 receivers,
                 targets: vec![Slice::none(); of.items.len()],
-                message: self.tokens() * self.shape.hidden(),
+                messages: self.messages(),
                 memory,
                 places,
                 scratch,
@@ -177,8 +178,8 @@ impl Builder<'_> {
                 ended: events(of.items.len())?.into_iter().map(|event| (event, AtomicBool::new(false))).collect(),
                 op_ended: events(ops)?,
                 joints: [Event::new(device, false)?, Event::new(device, false)?],
-                data: [Memory::of::<u32>(device, tokens)?, Memory::of::<u32>(device, tokens)?],
-                losses: Memory::of::<f32>(device, self.plan.layout.micro_batches as usize)?,
+                data: (0..=losses).map(|_| Memory::of::<u32>(device, tokens)).collect::<Result<_>>()?,
+                losses: Memory::of::<f32>(device, micro_batches * losses)?,
                 squares: [
                     Memory::of::<f32>(device, 1)?,
                     Memory::of::<f32>(device, self.world.count())?,
@@ -278,6 +279,16 @@ impl Builder<'_> {
     /// Tokens of a micro-batch.
     fn tokens(&self) -> usize {
         self.plan.origin.micro_batch_size as usize * self.shape.sequence
+    }
+
+    /// By stage: values of the message that its F makes. Behind an MTP module there is one hidden state more.
+    fn messages(&self) -> Vec<usize> {
+        let mut states = 1;
+        let stages = self.plan.stages.iter().map(|stage| {
+            states += stage.units.iter().filter(|unit| matches!(unit, Unit::Mtp(_))).count();
+            states * self.tokens() * self.shape.hidden()
+        });
+        stages.collect()
     }
 
     fn sizes(&self, gpu: Gpu) -> Sizes {
@@ -432,7 +443,7 @@ impl Builder<'_> {
                 let there = Gpu { rank: peer, ..gpu };
                 if let Some(other) = ranks.iter().find(|rank| rank.gpu == there) {
                     let value = other.uses[at].written.first().ok_or_else(unmet)?;
-                    ranks[index].targets[item] = other.slot(value, other.message).cast();
+                    ranks[index].targets[item] = other.slot(value).cast();
                 }
             }
         }
