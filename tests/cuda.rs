@@ -16,6 +16,8 @@ mod embedding;
 mod exchange;
 #[path = "cuda/exchange_forms.rs"]
 mod exchange_forms;
+#[path = "cuda/expert_bias.rs"]
+mod expert_bias;
 #[path = "cuda/forms.rs"]
 mod forms;
 #[path = "cuda/gpu.rs"]

@@ -11,7 +11,7 @@ use dualweave::runtime::host::executor::{Executor as HostExecutor, Order};
 use dualweave::runtime::host::rate::Rate;
 use dualweave::runtime::host::reference::Step;
 
-use crate::train::{CASE, Case, gpus, latent, latent_fp8, module, tied};
+use crate::train::{CASE, Case, biased, gpus, latent, latent_fp8, module, tied};
 
 /// The rate rises before the interruption, and falls behind it.
 fn optimizer() -> AdamW {
@@ -67,6 +67,7 @@ fn interrupted_training_has_the_same_bits() {
     goes_on_bit_for_bit(&Case { name: "1f1b", ..CASE });
     goes_on_bit_for_bit(&Case { name: "DualPipe ep 2, sharded", schedule, dp: 2, ep: 2, sharded: true, ..CASE });
     goes_on_bit_for_bit(&Case { name: "tied DualPipe, sharded", schedule, dp: 2, sharded: true, change: tied, ..CASE });
+    goes_on_bit_for_bit(&Case { name: "biases, ep 2", dp: 2, ep: 2, sharded: true, change: biased, ..CASE });
     goes_on_bit_for_bit(&Case { name: "MTP", change: module, ..CASE });
     goes_on_bit_for_bit(&Case { name: "dp 2, sharded, latent", pp: 1, dp: 2, sharded: true, change: latent, ..CASE });
 }

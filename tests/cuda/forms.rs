@@ -11,7 +11,7 @@ use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::units::Bytes;
 
-use crate::train::{CASE, Case, fp8, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
+use crate::train::{CASE, Case, biased, fp8, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
 
 /// Changes a job, or a plan.
 type Change = fn(&mut Job);
@@ -160,6 +160,7 @@ fn tokens_in_parts() {
         Case { name: "halves", form: halves, ..EP },
         Case { name: "halves in F", form: halves_in_f, ..EP },
         Case { name: "halves in I", form: halves_in_i, ..EP },
+        Case { name: "halves, biases", form: halves, change: biased, ..EP },
         Case { name: "halves, MTP", form: halves, change: module, ..EP },
         Case { name: "halves, DualPipe", form: halves, schedule, pp: 2, sharded: true, ..EP },
     ];

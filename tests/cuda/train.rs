@@ -10,15 +10,20 @@ use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::compile;
 use dualweave::plan::Plan;
+use dualweave::runtime::checkpoint::{Checkpoint, Progress};
 use dualweave::runtime::cuda::executor::{Executor, Options};
 use dualweave::runtime::cuda::{Device, device};
 use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor as HostExecutor, Order};
+use dualweave::runtime::host::parameters::{Parameters as _, Role};
 use dualweave::runtime::host::precision::Policy;
 use dualweave::runtime::host::rate::Rate;
+use dualweave::runtime::world::Gpu;
 use dualweave::verify::verify;
+
+use crate::gpu::Random;
 
 /// A plan that is run.
 #[derive(Clone, Copy)]
@@ -66,6 +71,19 @@ fn extras(job: &mut Job) {
 
 pub fn tied(job: &mut Job) {
     job.model.tied_embedding = true;
+}
+
+/// As gpt-oss.
+pub fn biased(job: &mut Job) {
+    extras(job);
+    if let Some(moe) = &mut job.model.moe {
+        (moe.router_bias, moe.expert_bias) = (true, true);
+    }
+}
+
+fn biased_fp8(job: &mut Job) {
+    biased(job);
+    fp8(job);
 }
 
 pub fn module(job: &mut Job) {
@@ -164,6 +182,11 @@ impl Case {
         let mut exact_host = host(&exact).expect("the host runs it");
         let mut host =
             host(emulated.as_ref().unwrap_or(if in_fp8 { &shape } else { &exact })).expect("the host runs it");
+        if [&mut exact_host, &mut host].map(|host| self.set_biases(host)).contains(&true) {
+            let progress = Progress { steps: 0, seed: 0, precision: String::new(), text: String::new() };
+            let bytes = host.checkpoint(&progress).expect("a checkpoint");
+            executor.restore(&Checkpoint::read(&bytes).expect("a checkpoint")).expect("of the same model");
+        }
         for step in 0..4 {
             let data = self.data(&shape, step);
             let ours = executor.step(&data, false).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).step;
@@ -198,6 +221,22 @@ impl Case {
                 }
             }
         }
+    }
+
+    /// Gives biases, which begin at zero, other values: copies the same. Whether there are any.
+    fn set_biases(&self, host: &mut HostExecutor<f32>) -> bool {
+        let (stages, mut any) = (host.plan().layout.stages, false);
+        let gpus = (0..self.pp).flat_map(|rank| (0..self.dp).map(move |replica| Gpu { rank, replica }));
+        for (gpu, stage) in gpus.flat_map(|gpu| (0..stages).map(move |stage| (gpu, stage))) {
+            let Some(parameters) = host.parameters_mut(gpu, stage) else { continue };
+            for (name, tensor) in parameters.tensors_mut("").into_iter().filter(|(_, tensor)| tensor.role == Role::Bias)
+            {
+                let mut random = Random::new(name.bytes().map(u64::from).sum());
+                tensor.values.values_mut().iter_mut().for_each(|value| *value = (0.1 * random.normal()) as f32);
+                any = true;
+            }
+        }
+        any
     }
 
     /// How far all gradients together are apart, as a part of their norm. None is `most` apart.
@@ -382,6 +421,23 @@ fn modules_across_stages() {
 #[test]
 fn fp8_with_modules() {
     in_fp8(&Case { name: "FP8, 3 MTP, latent", pp: 1, dp: 2, ep: 2, change: modules_fp8, ..CASE });
+}
+
+#[test]
+fn biases_of_routers_and_experts() {
+    let case = Case { change: biased, ..CASE };
+    for case in [
+        Case { name: "biases, one rank", pp: 1, ..case },
+        Case { name: "biases, ep 2", pp: 1, dp: 2, ep: 2, ..case },
+        Case { name: "biases, DualPipe ep 2", schedule: ScheduleKind::DualPipe, dp: 2, ep: 2, sharded: true, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn fp8_with_biases() {
+    in_fp8(&Case { name: "FP8, biases, ep 2", pp: 1, dp: 2, ep: 2, change: biased_fp8, ..CASE });
 }
 
 #[test]

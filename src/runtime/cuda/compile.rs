@@ -39,6 +39,7 @@ pub static SOURCES: &[Source] = sources![
     "element",
     "embedding",
     "exchange",
+    "expert_bias",
     "grouped",
     "grouped_fp8",
     "grouped_hopper",

@@ -326,7 +326,7 @@ impl Builder<'_> {
             return if readers.contains(&stage) { self.copies(&readers) } else { Vec::new() };
         }
         let holders = self.world.holders(&self.plan.layout.holders(stage)).into_iter();
-        let same = |other: &Gpu| region != Region::Experts || self.world.place(*other) == self.world.place(gpu);
+        let same = |other: &Gpu| !region.is_of_experts() || self.world.place(*other) == self.world.place(gpu);
         holders.filter(same).collect()
     }
 

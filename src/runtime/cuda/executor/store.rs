@@ -13,7 +13,7 @@ use crate::ir::Unit;
 use crate::runtime::cuda::ops::grouped::Experts;
 use crate::runtime::cuda::ops::quantise::{self, Weights};
 use crate::runtime::cuda::{Bf16, Device, Memory, Slice, Stream};
-use crate::runtime::host::executor::StageParameters;
+use crate::runtime::host::executor::{StageParameters, is_expert};
 use crate::runtime::host::parameters::{Parameters as _, Role};
 use crate::runtime::host::unit;
 
@@ -28,12 +28,15 @@ pub enum Region {
     Vectors,
     /// Matrices of routed experts, which only GPUs at the same place of their groups have.
     Experts,
+    /// Their biases.
+    ExpertVectors,
     /// Balancing biases; among the gradients, loads.
     Balance,
 }
 
 /// All regions, in the order of their places.
-pub const REGIONS: [Region; 5] = [Region::Table, Region::Weights, Region::Vectors, Region::Experts, Region::Balance];
+pub const REGIONS: [Region; 6] =
+    [Region::Table, Region::Weights, Region::Vectors, Region::Experts, Region::ExpertVectors, Region::Balance];
 
 /// Elements that a tensor's place is a multiple of: 256 bytes of bf16.
 const UNIT: usize = 128;
@@ -94,13 +97,26 @@ pub struct Vector {
     pub gradient: Slice<f32>,
 }
 
+impl Region {
+    /// Whether only GPUs at the same place of their groups have it.
+    pub fn is_of_experts(self) -> bool {
+        matches!(self, Self::Experts | Self::ExpertVectors)
+    }
+
+    /// Whether its parameters decay.
+    pub fn decays(self) -> bool {
+        matches!(self, Self::Table | Self::Weights | Self::Experts)
+    }
+}
+
 /// Which region a tensor belongs to.
 fn region(name: &str, role: Role, table_is_shared: bool) -> Region {
     match role {
         Role::Weight if table_is_shared && name == unit::name(Unit::Embedding) => Region::Table,
         Role::Balance => Region::Balance,
+        Role::Gain | Role::Bias if is_expert(name) => Region::ExpertVectors,
         Role::Gain | Role::Bias => Region::Vectors,
-        Role::Weight if name.contains(".experts.") => Region::Experts,
+        Role::Weight if is_expert(name) => Region::Experts,
         Role::Weight => Region::Weights,
     }
 }

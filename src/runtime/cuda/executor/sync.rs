@@ -233,7 +233,7 @@ impl Sync {
                 (store.parameters().part(range.clone()), store.gradients().part(range.clone()));
             let moments = store.moments().map(|moment| moment.part(range.clone()));
             let copy = store.copy().part(range);
-            let decay = if region == Region::Vectors { 0.0 } else { decay };
+            let decay = if region.decays() { decay } else { 0.0 };
             optimizer::adamw(stream, sms, step, parameters, moments, gradient, copy, decay, squares)?;
         }
         Ok(())

@@ -9,6 +9,7 @@ mod columns;
 pub mod element;
 pub mod embedding;
 pub mod exchange;
+pub mod expert_bias;
 pub mod grouped;
 pub mod grouped_fp8;
 pub mod latent;

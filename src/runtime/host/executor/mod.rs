@@ -24,7 +24,7 @@ mod sync;
 
 pub use crate::runtime::world::Gpu;
 pub use order::Order;
-pub use stage::{StageParameters, reads_table};
+pub use stage::{StageParameters, is_expert, reads_table};
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

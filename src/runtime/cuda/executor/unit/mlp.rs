@@ -5,7 +5,6 @@ use super::{Context, Sizes};
 use crate::error::Result;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::Store;
-use crate::runtime::cuda::executor::unit::absent;
 use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::{Rows, swiglu};
 use crate::runtime::cuda::{Bf16, Slice};
@@ -27,9 +26,6 @@ impl Mlp {
     /// `name` is what stands in front of its tensors.
     pub fn new(formats: MlpFormats, name: &str, sizes: Sizes, store: &mut Store, packer: &mut Packer) -> Result<Self> {
         let of = |part: &str| format!("{name}.{part}");
-        if store.vector_if_any(&of("gate_up.bias")).is_some() || store.vector_if_any(&of("down.bias")).is_some() {
-            return Err(absent("MLPs with biases"));
-        }
         let tokens = sizes.tokens;
         let gate_up = Product::of_tokens(formats.gate_up, &of("gate_up.weight"), tokens, store, packer)?;
         let down = Product::of_tokens(formats.down, &of("down.weight"), tokens, store, packer)?;

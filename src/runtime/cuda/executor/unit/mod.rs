@@ -2,11 +2,12 @@
 //! a routed row is multiplied in where the expert works on it (`w · silu(gate) · up`), not where its result comes back. So results need
 //! not be kept for the gradient of the weights, and what comes back is a plain sum.
 //!
-//! Values are bf16, what products read FP8 where the policy says so ([`product`]), sums and gradients of parameters fp32. Gradients of gains, biases of norms and loads of experts are added up in I,
+//! Values are bf16, what products read FP8 where the policy says so ([`product`]), sums and gradients of parameters fp32. Gradients of gains, biases of experts and loads of experts are added up in I,
 //! those of matrices in W.
 
 mod attention;
 mod ends;
+mod expert_biases;
 mod experts;
 mod latent;
 mod layer;
