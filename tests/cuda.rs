@@ -20,6 +20,8 @@ mod exchange_forms;
 mod expert_bias;
 #[path = "cuda/forms.rs"]
 mod forms;
+#[path = "cuda/gate.rs"]
+mod gate;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/grouped.rs"]

@@ -93,8 +93,8 @@ fn gradients_of_biases_and_weights() {
             expert_bias::weights_gradient(stream, sms, dy, (biases, d_weights), offsets, case.width)
         });
         let mut expected = exact_start;
-        for row in 0..case.experts.len() {
-            expected[row] += case.row(row).iter().zip(case.bias(row)).map(|(dy, bias)| dy * bias).sum::<f64>();
+        for (row, sum) in expected.iter_mut().enumerate().take(case.experts.len()) {
+            *sum += case.row(row).iter().zip(case.bias(row)).map(|(dy, bias)| dy * bias).sum::<f64>();
         }
         assert_close(&format!("{number}: weights"), &gpu.numbers(d_weights), &expected, F32);
 

@@ -11,7 +11,7 @@ use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::units::Bytes;
 
-use crate::train::{CASE, Case, biased, fp8, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
+use crate::train::{CASE, Case, biased, fp8, gated, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
 
 /// Changes a job, or a plan.
 type Change = fn(&mut Job);
@@ -301,7 +301,7 @@ fn all_sms(plan: &mut Plan) {
 /// What is computed again with as many SMs has the same bits as what is kept, and takes less memory.
 #[test]
 fn what_is_computed_again_leaves_the_same_bits() {
-    let changes: [(&str, Change, Change); 8] = [
+    let changes: [(&str, Change, Change); 10] = [
         ("norms", |job| with(job, "norms"), |job| with(job, "")),
         ("SwiGLU", |job| with(job, "swiglu"), |job| with(job, "")),
         ("layers", |job| with(job, "layer"), |job| with(job, "")),
@@ -335,6 +335,28 @@ fn what_is_computed_again_leaves_the_same_bits() {
             },
             |job| {
                 latent(job);
+                with(job, "")
+            },
+        ),
+        (
+            "layers, biases",
+            |job| {
+                biased(job);
+                with(job, "layer")
+            },
+            |job| {
+                biased(job);
+                with(job, "")
+            },
+        ),
+        (
+            "norms and SwiGLU, gates",
+            |job| {
+                gated(job);
+                with(job, "all")
+            },
+            |job| {
+                gated(job);
                 with(job, "")
             },
         ),

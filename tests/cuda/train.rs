@@ -73,6 +73,21 @@ pub fn tied(job: &mut Job) {
     job.model.tied_embedding = true;
 }
 
+/// As Qwen2-MoE.
+pub fn gated(job: &mut Job) {
+    if let Some(moe) = &mut job.model.moe {
+        moe.shared_gate = true;
+    }
+    if let Attention::Mha(heads) | Attention::Gqa(heads) = &mut job.model.attention {
+        heads.qkv_bias = true;
+    }
+}
+
+fn gated_fp8(job: &mut Job) {
+    gated(job);
+    fp8(job);
+}
+
 /// As gpt-oss.
 pub fn biased(job: &mut Job) {
     extras(job);
@@ -433,6 +448,23 @@ fn biases_of_routers_and_experts() {
     ] {
         on_every_number_of_gpus(&case);
     }
+}
+
+#[test]
+fn gates_of_shared_experts() {
+    let case = Case { change: gated, ..CASE };
+    for case in [
+        Case { name: "gates, one rank", pp: 1, ..case },
+        Case { name: "gates, ep 2", pp: 1, dp: 2, ep: 2, ..case },
+        Case { name: "gates, DualPipe ep 2", schedule: ScheduleKind::DualPipe, dp: 2, ep: 2, sharded: true, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn fp8_with_gates() {
+    in_fp8(&Case { name: "FP8, gates, ep 2", pp: 1, dp: 2, ep: 2, change: gated_fp8, ..CASE });
 }
 
 #[test]

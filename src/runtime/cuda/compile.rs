@@ -40,6 +40,7 @@ pub static SOURCES: &[Source] = sources![
     "embedding",
     "exchange",
     "expert_bias",
+    "gate",
     "grouped",
     "grouped_fp8",
     "grouped_hopper",

@@ -13,12 +13,6 @@ __device__ __forceinline__ u32 expert_of(const u32* __restrict__ offsets, u32 ex
     return low;
 }
 
-__device__ __forceinline__ void eight(const float* __restrict__ from, float (&to)[8]) {
-    float4 first = reinterpret_cast<const float4*>(from)[0], second = reinterpret_cast<const float4*>(from)[1];
-    to[0] = first.x, to[1] = first.y, to[2] = first.z, to[3] = first.w;
-    to[4] = second.x, to[5] = second.y, to[6] = second.z, to[7] = second.w;
-}
-
 // y += weight · bias. A warp has a row. Reads and writes 2 bytes a value; biases stay in cache.
 extern "C" __global__ void __launch_bounds__(256) expert_bias_add(
     bf16x8* __restrict__ y, const float* __restrict__ biases, u64 stride, const float* __restrict__ weights,
@@ -31,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_bias_add(
         for (u32 i = lane; i < width; i += 32) {
             float v[8], b[8];
             unpack(to[i], v);
-            eight(bias + 8 * i, b);
+            load8(bias + 8 * i, b);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] += weight * b[j];
             to[i] = pack8(v);
@@ -50,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_bias_weights(
         for (u32 i = lane; i < width; i += 32) {
             float d[8], b[8];
             unpack(dy[(u64)row * width + i], d);
-            eight(bias + 8 * i, b);
+            load8(bias + 8 * i, b);
 #pragma unroll
             for (int j = 0; j < 8; j++) along += d[j] * b[j];
         }

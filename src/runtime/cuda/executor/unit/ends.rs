@@ -121,7 +121,7 @@ impl HeadUnit {
     /// W.
     pub fn accumulate(&self, context: &Context) -> Result<()> {
         let blocks = context.blocks;
-        let each = self.runs.iter();
-        each.map(|run| context.product_weight(blocks.at(run.normed), blocks.at(run.d_logits), self.matrix)).collect()
+        let run = |run: &Run| context.product_weight(blocks.at(run.normed), blocks.at(run.d_logits), self.matrix);
+        self.runs.iter().try_for_each(run)
     }
 }

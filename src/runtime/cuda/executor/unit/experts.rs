@@ -9,7 +9,7 @@
 use super::expert_biases::ExpertBiases;
 use super::passage::{Passage, Returns, Target};
 use super::product::{Gradient, Input, Product, Tiles, in_fp8};
-use super::{Context, Exchange, Parts, Sizes, absent};
+use super::{Context, Exchange, Parts, Sizes};
 use crate::error::Result;
 use crate::ir::Phase;
 use crate::job::model::{Dtype, Moe};
@@ -109,9 +109,6 @@ impl Experts {
     ) -> Result<Self> {
         let Sizes { tokens, local_experts, first_expert, .. } = sizes;
         let of = |part: &str| format!("{name}.{part}");
-        if moe.shared_gate {
-            return Err(absent("gates of shared experts"));
-        }
         let expert = |number: u32, part: &str| of(&format!("mlp.experts.{number}.{part}"));
         let formats = shape.policy.expert();
         let names = |part: &str| -> Vec<String> {

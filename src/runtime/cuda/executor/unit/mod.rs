@@ -9,6 +9,7 @@ mod attention;
 mod ends;
 mod expert_biases;
 mod experts;
+mod gate;
 mod latent;
 mod layer;
 mod mlp;
