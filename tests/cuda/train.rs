@@ -101,6 +101,11 @@ fn biased_fp8(job: &mut Job) {
     fp8(job);
 }
 
+fn tied_dense(job: &mut Job) {
+    tied(job);
+    job.model.moe = None;
+}
+
 pub fn module(job: &mut Job) {
     job.model.mtp_layers = 1;
 }
@@ -372,7 +377,8 @@ fn heads_that_are_tied_to_the_embedding() {
         Case { name: "tied, 1f1b", ..case },
         Case { name: "tied, 1f1b P4", pp: 4, ..case },
         Case { name: "tied, DualPipe P2", schedule: pipe, ..case },
-        Case { name: "tied, DualPipe P2 ep 2", schedule: pipe, dp: 2, ep: 2, sharded: true, ..case },
+        Case { name: "tied, DualPipe P2 ep 2", schedule: pipe, dp: 2, ep: 2, ..case },
+        Case { name: "tied, dense, sharded", dp: 2, sharded: true, change: tied_dense, ..case },
         Case { name: "tied, DualPipeV ep 2", schedule: pipe_v, dp: 2, ep: 2, ..case },
     ] {
         on_every_number_of_gpus(&case);

@@ -11,6 +11,7 @@
 mod blocks;
 mod build;
 mod checkpoint;
+mod devices;
 mod formats;
 mod forms;
 mod heap;
@@ -46,7 +47,8 @@ use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
 use crate::runtime::host::reference;
 use crate::runtime::world::{Gpu, World};
-use build::{Builder, open, open_own};
+use build::Builder;
+use devices::{open, open_own};
 use rank::{Data, Done, Rank, Shared};
 use store::Store;
 
