@@ -6,6 +6,8 @@
 mod attention;
 #[path = "cuda/bias.rs"]
 mod bias;
+#[path = "cuda/checkpoint.rs"]
+mod checkpoint;
 #[path = "cuda/element.rs"]
 mod element;
 #[path = "cuda/embedding.rs"]
@@ -14,8 +16,12 @@ mod embedding;
 mod exchange;
 #[path = "cuda/exchange_forms.rs"]
 mod exchange_forms;
+#[path = "cuda/expert_bias.rs"]
+mod expert_bias;
 #[path = "cuda/forms.rs"]
 mod forms;
+#[path = "cuda/gate.rs"]
+mod gate;
 #[path = "cuda/gpu.rs"]
 mod gpu;
 #[path = "cuda/grouped.rs"]

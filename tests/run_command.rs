@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::process::{Command, Output};
 
 #[cfg(unix)]
-use dualweave::runtime::host::executor::checkpoint::Checkpoint;
+use dualweave::runtime::checkpoint::Checkpoint;
 #[cfg(unix)]
 use serde_json::Value;
 
@@ -262,6 +262,11 @@ fn gpus_are_asked_for_where_there_are_none() {
     let refused = |flags: &[&str]| refusal(folder.path(), flags);
     assert!(refused(&["--gpus", "1"]).contains("for `--backend cuda`"));
     assert!(refused(&["--backend", "cuda", "--precision", "f64"]).contains("GPUs compute in the formats of the plan"));
+    let trained = ["run", "plan.ron", "--steps", "1", "--precision", "f64", "--checkpoint", "c"];
+    stdout(&dualweave(folder.path(), &trained));
+    let text = refused(&["--backend", "cuda", "--checkpoint", "c", "--resume"]);
+    assert!(text.contains("go on with `--backend host --precision f64`"), "{text}");
+    assert!(refused(&["--backend", "cuda", "--checkpoint", "c"]).contains("go on from it with `--resume`"));
     if !can_run {
         let text = refused(&["--backend", "cuda"]);
         assert!(text.contains("no lib") && text.contains("the loader was asked for lib"), "{text}");
@@ -291,6 +296,7 @@ fn what_a_launcher_says_is_checked() {
         (seat("4", "4"), &[], "RANK is 4, but WORLD_SIZE says that there are 4"),
         (seat("0", "3"), &[], "WORLD_SIZE is 3, but the plan has 4 GPUs (2 ranks × 2 replicas), for a process each"),
         (seat("0", "4"), &["--gpus", "1"], "no choice for `--gpus`"),
+        (seat("0", "4"), &["--checkpoint", "c"], "ranks in several processes keep no checkpoints yet"),
         (seat("2", "4"), &["--time-out", "1"], "process 2 cannot reach process 0 at 127.0.0.1:29511 within 1 s"),
         (seat("0", "4"), &["--time-out", "1"], "processes 1, 2, 3 of 4 did not come to 127.0.0.1:29511 within 1 s"),
     ];
@@ -301,11 +307,17 @@ fn what_a_launcher_says_is_checked() {
     assert!(said(&[("WORLD_SIZE", "4")], &[]).contains("WORLD_SIZE is set, but RANK is not"));
 }
 
-/// Whatever keeps one of them from running (without a GPU the driver is missing; with one, the plan has an MTP module) ends all, and
-/// each says what.
+/// Whatever keeps one of them from running (without a GPU the driver is missing; with some, one is, or a format) ends all, and each says
+/// what.
 #[test]
 fn processes_end_as_one() {
-    let folder = folder_with_plan(&[]);
+    let job = fs::read_to_string(SMALL).expect("the job");
+    let job = job.replace("../parts", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs/parts"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let in_fp8 = job.replace("dispatch: Bf16", "dispatch: Bf16, combine: Fp8");
+    assert_ne!(job, in_fp8);
+    fs::write(folder.path().join("job.ron"), in_fp8).expect("a file");
+    stdout(&dualweave(folder.path(), &["compile", "job.ron", "-o", "plan.ron"]));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port().to_string();
     drop(listener);

@@ -1,8 +1,8 @@
 //! `dualweave run`: train a model as a plan says. Here: on the host; [`cuda`] has the same on GPUs.
 
+mod checkpoint;
 pub mod cuda;
 
-use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::runtime::checkpoint::Progress;
 use crate::runtime::host::adamw::AdamW;
-use crate::runtime::host::executor::checkpoint::{Checkpoint, Progress};
 use crate::runtime::host::executor::compare::Difference;
 use crate::runtime::host::executor::{Executor, Order};
 use crate::runtime::host::precision::Policy;
@@ -25,11 +25,10 @@ use crate::runtime::host::text::Text;
 use crate::runtime::host::{Real, Shape};
 use crate::verify::{Rule, verify};
 use crate::view::numbers::{count, grouped};
+use checkpoint::Folder;
 
 /// Learning rate: usual for models as small as those that a CPU trains (Kaplan et al. 2020, appendix D, give 1 to 3e-3).
 const LEARNING_RATE: f64 = 1e-3;
-/// The checkpoint's name in its folder.
-const CHECKPOINT: &str = "checkpoint.safetensors";
 /// A learning rate above this is a mistake: AdamW moves every weight by about as much in each step.
 const LARGEST_RATE: f64 = 1.0;
 
@@ -227,16 +226,15 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         precision: numbers.name().to_owned(),
         text: text.digest(),
     };
-    let saved = args.checkpoint.as_ref().map(|folder| folder.join(CHECKPOINT));
+    let folder = Folder::of(args);
+    let saved = folder.as_ref().map(Folder::read).transpose()?.flatten();
     let mut executor = Executor::<T>::new(plan, shape.clone(), optimizer, progress.seed)?;
-    if let Some(path) = saved.as_ref().filter(|_| args.resume) {
-        progress = resume(&mut executor, path, &progress)?;
-    } else if let (Some(folder), Some(path)) = (&args.checkpoint, &saved) {
-        fresh(folder, path)?;
+    if let Some(bytes) = &saved {
+        let checkpoint = checkpoint::admitted(bytes, &progress)?;
+        executor.restore(&checkpoint)?;
+        progress = checkpoint.progress;
     }
-    if let Some(folder) = &args.checkpoint {
-        output::remove_unfinished(folder)?;
-    }
+    folder.as_ref().map(Folder::make).transpose()?;
 
     let last = progress.steps.checked_add(args.steps).ok_or_else(|| Error::new("these are too many steps"))?;
     let bar = progress_bar(args.steps, args.json);
@@ -261,11 +259,8 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         let Step { losses, gradient_norm } = step;
         taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds: seconds.as_secs_f64(), difference });
         bar.inc(1);
-        if let Some(path) = &saved
-            && (progress.steps == last || progress.steps.is_multiple_of(args.checkpoint_every))
-        {
-            let bytes = executor.checkpoint(&progress)?;
-            output::write_with(path, |out| out.write_all(&bytes))?;
+        if let Some(folder) = folder.as_ref().filter(|folder| folder.is_due(progress.steps, last)) {
+            folder.write(&executor.checkpoint(&progress)?)?;
         }
     }
     bar.finish_and_clear();
@@ -297,40 +292,6 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         ));
     }
     Ok(if same { Verdict::Yes } else { Verdict::No })
-}
-
-/// Puts a checkpoint into the executor; gives how far it had come.
-fn resume<T: Real>(executor: &mut Executor<T>, path: &Path, now: &Progress) -> Result<Progress> {
-    let refuse = |error: std::io::Error| {
-        Error::new(format!("`{}` cannot be read: {error}", path.display()))
-            .help("begin without `--resume`, or name the folder of an earlier `--checkpoint`")
-    };
-    if path.exists() && !path.is_file() {
-        return Err(Error::new(format!("`{}` is no file", path.display())));
-    }
-    let bytes = fs::read(path).map_err(refuse)?;
-    let checkpoint = Checkpoint::read(&bytes)?;
-    let there = &checkpoint.progress;
-    if there.precision != now.precision {
-        return Err(Error::new(format!("the checkpoint was trained with `--precision {}`", there.precision))
-            .help(format!("go on with `--precision {}`", there.precision)));
-    }
-    if there.text != now.text {
-        return Err(Error::new("the checkpoint was trained on another text").help("go on with the same `--data`"));
-    }
-    executor.restore(&checkpoint)?;
-    Ok(checkpoint.progress)
-}
-
-/// Makes the folder; a checkpoint that is there is not written over.
-fn fresh(folder: &Path, path: &Path) -> Result<()> {
-    fs::create_dir_all(folder)
-        .map_err(|error| Error::new(format!("`{}` cannot be made: {error}", folder.display())))?;
-    match path.exists() {
-        false => Ok(()),
-        true => Err(Error::new(format!("`{}` is there already", path.display()))
-            .help("go on from it with `--resume`, or name another folder")),
-    }
 }
 
 /// On a terminal, a bar that stays below the lines that are printed.

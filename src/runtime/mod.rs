@@ -4,8 +4,9 @@
 //! Where a plan's GPUs are of several processes, [`cluster`] is what these tell each other.
 //!
 //! Both read a plan in the same way: `fit` says whether its numbers fit each other, [`world`] who is where, `messages` what lies in
-//! which slot. Like `verify` and `sim`, they do not know the passes.
+//! which slot; [`checkpoint`] is the file that both write and go on from. Like `verify` and `sim`, they do not know the passes.
 
+pub mod checkpoint;
 pub mod cluster;
 pub mod cuda;
 mod fit;

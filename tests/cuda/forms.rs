@@ -6,13 +6,12 @@ use dualweave::job::Job;
 use dualweave::job::model::{Dtype, Precision};
 use dualweave::job::training::ScheduleKind;
 use dualweave::plan::Plan;
-use dualweave::runtime::cuda::device;
 use dualweave::runtime::cuda::executor::{Executor, Options, Tensors};
 use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::units::Bytes;
 
-use crate::train::{CASE, Case, fp8, in_fp8, latent, latent_fp8, on_every_number_of_gpus};
+use crate::train::{CASE, Case, biased, fp8, gated, gpus, in_fp8, latent, latent_fp8, module, on_every_number_of_gpus};
 
 /// Changes a job, or a plan.
 type Change = fn(&mut Job);
@@ -161,6 +160,8 @@ fn tokens_in_parts() {
         Case { name: "halves", form: halves, ..EP },
         Case { name: "halves in F", form: halves_in_f, ..EP },
         Case { name: "halves in I", form: halves_in_i, ..EP },
+        Case { name: "halves, biases", form: halves, change: biased, ..EP },
+        Case { name: "halves, MTP", form: halves, change: module, ..EP },
         Case { name: "halves, DualPipe", form: halves, schedule, pp: 2, sharded: true, ..EP },
     ];
     every(&cases, on_every_number_of_gpus);
@@ -268,21 +269,10 @@ fn same_bits(one: &Case, other: &Case, gpus: usize) -> [usize; 2] {
     [ours.3, theirs.3]
 }
 
-fn gpus_there() -> usize {
-    match device::count() {
-        Ok(there) => there.min(2),
-        Err(error) => {
-            assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
-            eprintln!("skipped: {error}");
-            0
-        }
-    }
-}
-
 /// Copy engines bring experts the same rows in the same order.
 #[test]
 fn copy_engines_leave_the_same_bits() {
-    for gpus in 1..=gpus_there() {
+    for gpus in 1..=gpus() {
         let case = Case { name: "copied there", form: copied_there, ..EP };
         same_bits(&case, &Case { name: "by SMs", ..EP }, gpus);
     }
@@ -311,7 +301,7 @@ fn all_sms(plan: &mut Plan) {
 /// What is computed again with as many SMs has the same bits as what is kept, and takes less memory.
 #[test]
 fn what_is_computed_again_leaves_the_same_bits() {
-    let changes: [(&str, Change, Change); 7] = [
+    let changes: [(&str, Change, Change); 10] = [
         ("norms", |job| with(job, "norms"), |job| with(job, "")),
         ("SwiGLU", |job| with(job, "swiglu"), |job| with(job, "")),
         ("layers", |job| with(job, "layer"), |job| with(job, "")),
@@ -349,6 +339,39 @@ fn what_is_computed_again_leaves_the_same_bits() {
             },
         ),
         (
+            "layers, biases",
+            |job| {
+                biased(job);
+                with(job, "layer")
+            },
+            |job| {
+                biased(job);
+                with(job, "")
+            },
+        ),
+        (
+            "norms and SwiGLU, gates",
+            |job| {
+                gated(job);
+                with(job, "all")
+            },
+            |job| {
+                gated(job);
+                with(job, "")
+            },
+        ),
+        (
+            "layers, MTP",
+            |job| {
+                module(job);
+                with(job, "layer")
+            },
+            |job| {
+                module(job);
+                with(job, "")
+            },
+        ),
+        (
             "layers, FP8",
             |job| {
                 latent_fp8(job);
@@ -362,7 +385,7 @@ fn what_is_computed_again_leaves_the_same_bits() {
     ];
     let schedules = [(ScheduleKind::OneFOneB, 1, 1), (ScheduleKind::OneFOneB, 2, 2), (ScheduleKind::ZbH1, 2, 1)];
     let mut failed = Vec::new();
-    for (gpus, (name, again, kept)) in (1..=gpus_there()).flat_map(|gpus| changes.map(|change| (gpus, change))) {
+    for (gpus, (name, again, kept)) in (1..=gpus()).flat_map(|gpus| changes.map(|change| (gpus, change))) {
         for (schedule, pp, ep) in schedules {
             let of = |change| Case { name, schedule, pp, dp: ep, ep, change, form: all_sms, ..CASE };
             let what = format!("{name}, {schedule:?}, {pp} ranks, ep {ep}, {gpus} GPUs");
@@ -407,7 +430,7 @@ fn what_is_computed_again_in_parts_leaves_the_same_bits() {
         ("by an op for the second half", |plan| again_apart(plan, true, &[[1, 2]])),
         ("by an op for the first half, in front of a backward of all", |plan| again_apart(plan, false, &[[0, 2]])),
     ];
-    for (gpus, (name, form)) in (1..=gpus_there()).flat_map(|gpus| forms.map(|form| (gpus, form))) {
+    for (gpus, (name, form)) in (1..=gpus()).flat_map(|gpus| forms.map(|form| (gpus, form))) {
         same_bits(&Case { name, change: swiglu, form, ..EP }, &kept, gpus);
     }
 }

@@ -24,12 +24,14 @@ struct Host {
 }
 
 impl Host {
-    fn new(rule: &Rule, bias: Option<&[f64]>) -> Self {
+    /// With biases of logits and for the choice.
+    fn new(rule: &Rule, [added, bias]: [Option<&[f64]>; 2]) -> Self {
         let moe = Moe {
             experts: rule.experts as u32,
             top_k: rule.top_k as u32,
             groups: rule.groups as u32,
             topk_groups: rule.topk_groups as u32,
+            router_bias: added.is_some(),
             balance_bias: bias.is_some(),
             ..shapes::experts()
         };
@@ -45,8 +47,10 @@ impl Host {
         for expert in 0..rule.experts {
             router.logits.weight.values.row_mut(expert)[expert] = 1.0;
         }
-        if let (Some(balance), Some(bias)) = (&mut router.balance, bias) {
-            balance.values.values_mut().copy_from_slice(bias);
+        for (tensor, bias) in [(&mut router.logits.bias, added), (&mut router.balance, bias)] {
+            if let (Some(tensor), Some(bias)) = (tensor, bias) {
+                tensor.values.values_mut().copy_from_slice(bias);
+            }
         }
         Self { shape, moe, router }
     }
@@ -58,23 +62,26 @@ impl Host {
     }
 }
 
+/// Numbers for the GPU and the host.
+type Numbers = (Vec<f32>, Vec<f64>);
+
 /// Forward and gradient of one batch, twice, with different numbers of SMs.
-fn check(gpu: &mut Gpu, rule: &Rule, bias: Option<(Vec<f32>, Vec<f64>)>, logits: (Vec<f32>, Vec<f64>), what: &str) {
+fn check(gpu: &mut Gpu, rule: &Rule, biases: [Option<Numbers>; 2], logits: Numbers, what: &str) {
     let tokens = logits.0.len() / rule.experts;
     let mut random = Random::new(9);
     let (d_weights, exact_d_weights) = random.f32(tokens * rule.top_k, 0.0, 1.0);
-    let host = Host::new(rule, bias.as_ref().map(|(_, exact)| exact.as_slice()));
+    let host = Host::new(rule, [0, 1].map(|which| biases[which].as_ref().map(|(_, exact)| exact.as_slice())));
     let (routing, saved) = host.forward(&logits.1);
     let gradient = RoutingGradient { weights: Matrix::new(tokens, rule.top_k, exact_d_weights), shared: None };
     let (d_logits, _) = host.router.input_gradient(&host.shape, saved, &gradient);
 
-    let bias = bias.map_or(Slice::none(), |(bias, _)| gpu.given(&bias));
+    let biases = biases.map(|bias| bias.map_or(Slice::none(), |(bias, _)| gpu.given(&bias)));
     let given_d_weights = gpu.given(&d_weights);
     let mut before = None;
     for sms in [3, 132] {
         let scores = gpu.given(&logits.0);
         let (experts, weights) = (gpu.poisoned(tokens * rule.top_k), gpu.poisoned(tokens * rule.top_k));
-        forward(&gpu.stream, sms, rule, scores, bias, (experts, weights)).expect("launched");
+        forward(&gpu.stream, sms, rule, scores, biases, (experts, weights)).expect("launched");
         let d = gpu.poisoned(tokens * rule.experts);
         input_gradient(&gpu.stream, sms, rule, (scores, experts), given_d_weights, d).expect("launched");
 
@@ -127,7 +134,10 @@ fn chooses_weighs_and_differentiates_as_the_host() {
     for (index, (tokens, rule, biased)) in rules.into_iter().enumerate() {
         let logits = random.f32(tokens * rule.experts, 0.0, 1.5);
         let bias = biased.then(|| random.f32(rule.experts, 0.0, 0.2));
-        check(&mut gpu, &rule, bias, logits, &format!("{index}: {tokens} tokens, {} experts", rule.experts));
+        let what = format!("{index}: {tokens} tokens, {} experts", rule.experts);
+        check(&mut gpu, &rule, [None, bias.clone()], logits.clone(), &what);
+        let added = Some(random.f32(rule.experts, 0.0, 1.0));
+        check(&mut gpu, &rule, [added, bias], logits, &format!("{what}, with a bias of logits"));
     }
 }
 
@@ -139,7 +149,7 @@ fn ties_go_to_the_lower_index() {
     for rule in [PLAIN, GROUPED, Rule { scoring: Scoring::Softmax, ..GROUPED }] {
         let logits: Vec<f32> = (0..100 * rule.experts).map(|_| (random.bits() % 4) as f32 / 2.0).collect();
         let exact = logits.iter().map(|&logit| f64::from(logit)).collect();
-        check(&mut gpu, &rule, None, (logits, exact), &format!("ties of {} experts", rule.experts));
+        check(&mut gpu, &rule, [None, None], (logits, exact), &format!("ties of {} experts", rule.experts));
     }
 }
 

@@ -4,20 +4,26 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use dualweave::ir::Unit;
 use dualweave::job::model::{Attention, Dtype, Mla, Precision};
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
 use dualweave::passes::compile;
 use dualweave::plan::Plan;
+use dualweave::runtime::checkpoint::{Checkpoint, Progress};
 use dualweave::runtime::cuda::executor::{Executor, Options};
 use dualweave::runtime::cuda::{Device, device};
 use dualweave::runtime::host::Shape;
 use dualweave::runtime::host::adamw::AdamW;
 use dualweave::runtime::host::batch::Batch;
 use dualweave::runtime::host::executor::{Executor as HostExecutor, Order};
+use dualweave::runtime::host::parameters::{Parameters as _, Role};
 use dualweave::runtime::host::precision::Policy;
 use dualweave::runtime::host::rate::Rate;
+use dualweave::runtime::world::Gpu;
 use dualweave::verify::verify;
+
+use crate::gpu::Random;
 
 /// A plan that is run.
 #[derive(Clone, Copy)]
@@ -61,6 +67,62 @@ fn extras(job: &mut Job) {
     if let Attention::Mha(heads) | Attention::Gqa(heads) = &mut job.model.attention {
         (heads.qk_norm, heads.qkv_bias, heads.output_bias, heads.sinks) = (true, true, true, true);
     }
+}
+
+pub fn tied(job: &mut Job) {
+    job.model.tied_embedding = true;
+}
+
+/// As Qwen2-MoE.
+pub fn gated(job: &mut Job) {
+    if let Some(moe) = &mut job.model.moe {
+        moe.shared_gate = true;
+    }
+    if let Attention::Mha(heads) | Attention::Gqa(heads) = &mut job.model.attention {
+        heads.qkv_bias = true;
+    }
+}
+
+fn gated_fp8(job: &mut Job) {
+    gated(job);
+    fp8(job);
+}
+
+/// As gpt-oss.
+pub fn biased(job: &mut Job) {
+    extras(job);
+    if let Some(moe) = &mut job.model.moe {
+        (moe.router_bias, moe.expert_bias) = (true, true);
+    }
+}
+
+fn biased_fp8(job: &mut Job) {
+    biased(job);
+    fp8(job);
+}
+
+fn tied_dense(job: &mut Job) {
+    tied(job);
+    job.model.moe = None;
+}
+
+pub fn module(job: &mut Job) {
+    job.model.mtp_layers = 1;
+}
+
+/// So many that hidden states of some cross from one stage to the next.
+fn modules(job: &mut Job) {
+    job.model.mtp_layers = 3;
+}
+
+fn modules_tied(job: &mut Job) {
+    modules(job);
+    tied(job);
+}
+
+fn modules_fp8(job: &mut Job) {
+    modules(job);
+    latent_fp8(job);
 }
 
 /// Products and payload as in DeepSeek-V3.
@@ -140,17 +202,29 @@ impl Case {
         let mut exact_host = host(&exact).expect("the host runs it");
         let mut host =
             host(emulated.as_ref().unwrap_or(if in_fp8 { &shape } else { &exact })).expect("the host runs it");
+        if [&mut exact_host, &mut host].map(|host| self.set_biases(host)).contains(&true) {
+            let progress = Progress { steps: 0, seed: 0, precision: String::new(), text: String::new() };
+            let bytes = host.checkpoint(&progress).expect("a checkpoint");
+            executor.restore(&Checkpoint::read(&bytes).expect("a checkpoint")).expect("of the same model");
+        }
         for step in 0..4 {
             let data = self.data(&shape, step);
             let ours = executor.step(&data, false).unwrap_or_else(|error| panic!("{}: {error:?}", self.name)).step;
             let theirs = host.step(&data, Order::List).expect("a step on the host");
-            let (loss, norm) =
-                (ours.losses[0] / theirs.losses[0] - 1.0, ours.gradient_norm / theirs.gradient_norm - 1.0);
+            assert_eq!(ours.losses.len(), theirs.losses.len(), "{}: the model's loss and each module's", self.name);
+            let losses: Vec<f64> = ours.losses.iter().zip(&theirs.losses).map(|(a, b)| a / b - 1.0).collect();
+            let norm = ours.gradient_norm / theirs.gradient_norm - 1.0;
             eprintln!(
-                "{}, {gpus} GPUs, step {step}: loss {:.5} off by {loss:.1e}, norm by {norm:.1e}",
-                self.name, ours.losses[0]
+                "{}, {gpus} GPUs, step {step}: losses {:.5?} off by {losses:.6?}, norm by {norm:.1e}",
+                self.name, ours.losses
             );
-            assert!(loss.abs() < 2e-3, "{}: step {step}: loss {:?}, not {:?}", self.name, ours.losses, theirs.losses);
+            assert!(
+                losses.iter().all(|loss| loss.abs() < 2e-3),
+                "{}: step {step}: losses {:?}, not {:?}",
+                self.name,
+                ours.losses,
+                theirs.losses
+            );
             assert!(
                 norm.abs() < if in_fp8 { 4e-2 } else { 2e-2 },
                 "{}: step {step}: norm {}, not {}",
@@ -167,6 +241,22 @@ impl Case {
                 }
             }
         }
+    }
+
+    /// Gives biases, which begin at zero, other values: copies the same. Whether there are any.
+    fn set_biases(&self, host: &mut HostExecutor<f32>) -> bool {
+        let (stages, mut any) = (host.plan().layout.stages, false);
+        let gpus = (0..self.pp).flat_map(|rank| (0..self.dp).map(move |replica| Gpu { rank, replica }));
+        for (gpu, stage) in gpus.flat_map(|gpu| (0..stages).map(move |stage| (gpu, stage))) {
+            let Some(parameters) = host.parameters_mut(gpu, stage) else { continue };
+            for (name, tensor) in parameters.tensors_mut("").into_iter().filter(|(_, tensor)| tensor.role == Role::Bias)
+            {
+                let mut random = Random::new(name.bytes().map(u64::from).sum());
+                tensor.values.values_mut().iter_mut().for_each(|value| *value = (0.1 * random.normal()) as f32);
+                any = true;
+            }
+        }
+        any
     }
 
     /// How far all gradients together are apart, as a part of their norm. None is `most` apart.
@@ -186,7 +276,9 @@ impl Case {
             let norm = square(&mut theirs.iter().copied());
             let apart = square(&mut ours.iter().zip(theirs).map(|(a, b)| a - b));
             (all, all_apart) = (all + norm, all_apart + apart);
-            let apart = apart.sqrt() / norm.sqrt().max(1e-6);
+            // A gate's is a sum over tokens that by chance is small: the host's own rounding to bf16 leaves one of them 4.8 % off, others about 1 %.
+            let allowed = if name.ends_with(".shared_gate.weight") { 2.0 } else { 1.0 };
+            let apart = apart.sqrt() / norm.sqrt().max(1e-6) / allowed;
             // NaN is apart.
             if apart > worst.0 || apart.is_nan() {
                 worst = (apart, format!("{name} on {gpu}"));
@@ -199,14 +291,20 @@ impl Case {
     }
 }
 
-pub fn on_every_number_of_gpus(case: &Case) {
-    match device::count() {
-        Err(error) => {
+/// How many GPUs there are, at most two; without one the test's output says why.
+pub fn gpus() -> usize {
+    device::count().map_or_else(
+        |error| {
             assert!(std::env::var_os("DUALWEAVE_NEEDS_GPU").is_none(), "{error:?}");
             eprintln!("skipped: {error}");
-        }
-        Ok(there) => (1..=there.min(2)).for_each(|gpus| case.compare(gpus)),
-    }
+            0
+        },
+        |there| there.min(2),
+    )
+}
+
+pub fn on_every_number_of_gpus(case: &Case) {
+    (1..=gpus()).for_each(|gpus| case.compare(gpus));
 }
 
 #[test]
@@ -269,6 +367,117 @@ fn dual_pipe_of_four() {
 fn dual_pipe_v() {
     let schedule = ScheduleKind::DualPipeV;
     on_every_number_of_gpus(&Case { name: "DualPipeV ep 2", schedule, dp: 2, ep: 2, ..CASE });
+}
+
+/// Of one stage, of two on ranks of their own, and of two on the same rank; with other ranks of which some have none.
+#[test]
+fn heads_that_are_tied_to_the_embedding() {
+    let case = Case { change: tied, ..CASE };
+    let (pipe, pipe_v) = (ScheduleKind::DualPipe, ScheduleKind::DualPipeV);
+    for case in [
+        Case { name: "tied, one rank", pp: 1, ..case },
+        Case { name: "tied, 1f1b", ..case },
+        Case { name: "tied, 1f1b P4", pp: 4, ..case },
+        Case { name: "tied, DualPipe P2", schedule: pipe, ..case },
+        Case { name: "tied, DualPipe P2 ep 2", schedule: pipe, dp: 2, ep: 2, ..case },
+        Case { name: "tied, dense, sharded", dp: 2, sharded: true, change: tied_dense, ..case },
+        Case { name: "tied, DualPipeV ep 2", schedule: pipe_v, dp: 2, ep: 2, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+/// Every rank updates its copies for itself.
+#[test]
+fn copies_of_the_table_stay_alike() {
+    let case = Case { change: tied, sharded: true, dp: 2, pp: 4, micro_batches: 8, ..CASE };
+    for gpus in 1..=gpus() {
+        let plan = Case { schedule: ScheduleKind::DualPipe, ..case }.plan();
+        let shape = Shape::of_plan(&plan);
+        let options = Options { gpus: Some(gpus), ..Options::default() };
+        let mut executor = Executor::new(plan, shape.clone(), AdamW::default(), 7, &options).expect("it can be run");
+        let tables = |executor: &Executor| -> Vec<Vec<f32>> {
+            let all = executor.parameters().expect("parameters");
+            all.into_iter().filter_map(|(_, mut tensors)| tensors.remove("embedding")).collect()
+        };
+        let initial = tables(&executor);
+        (0..3).for_each(|step| drop(executor.step(&case.data(&shape, step), false).expect("a step")));
+        let trained = tables(&executor);
+        assert_eq!(trained.len(), 4, "two ranks of two replicas");
+        assert!(trained.iter().all(|table| *table == trained[0] && *table != initial[0]), "{gpus} GPUs");
+    }
+}
+
+#[test]
+fn modules_that_predict_more_tokens() {
+    let case = Case { change: module, ..CASE };
+    let (pipe, pipe_v) = (ScheduleKind::DualPipe, ScheduleKind::DualPipeV);
+    for case in [
+        Case { name: "MTP, one rank", pp: 1, ..case },
+        Case { name: "MTP, 1f1b ep 2", dp: 2, ep: 2, sharded: true, ..case },
+        Case { name: "MTP, DualPipe P2", schedule: pipe, ..case },
+        Case { name: "3 MTP, DualPipeV", schedule: pipe_v, change: modules, ..case },
+        Case {
+            name: "3 MTP, DualPipeV P4 ep 2",
+            schedule: pipe_v,
+            pp: 4,
+            dp: 2,
+            ep: 2,
+            micro_batches: 8,
+            change: modules,
+            ..case
+        },
+        Case { name: "3 MTP, tied, 1f1b P4", pp: 4, change: modules_tied, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn modules_across_stages() {
+    // What the cases above stand for.
+    let case = Case { schedule: ScheduleKind::DualPipeV, change: modules, ..CASE };
+    let has_module = |units: &[Unit]| units.iter().any(|unit| matches!(unit, Unit::Mtp(_)));
+    assert!(case.plan().stages.iter().filter(|stage| has_module(&stage.units)).count() > 1);
+}
+
+#[test]
+fn fp8_with_modules() {
+    in_fp8(&Case { name: "FP8, 3 MTP, latent", pp: 1, dp: 2, ep: 2, change: modules_fp8, ..CASE });
+}
+
+#[test]
+fn biases_of_routers_and_experts() {
+    let case = Case { change: biased, ..CASE };
+    for case in [
+        Case { name: "biases, one rank", pp: 1, ..case },
+        Case { name: "biases, ep 2", pp: 1, dp: 2, ep: 2, ..case },
+        Case { name: "biases, DualPipe ep 2", schedule: ScheduleKind::DualPipe, dp: 2, ep: 2, sharded: true, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn gates_of_shared_experts() {
+    let case = Case { change: gated, ..CASE };
+    for case in [
+        Case { name: "gates, one rank", pp: 1, ..case },
+        Case { name: "gates, ep 2", pp: 1, dp: 2, ep: 2, ..case },
+        Case { name: "gates, DualPipe ep 2", schedule: ScheduleKind::DualPipe, dp: 2, ep: 2, sharded: true, ..case },
+    ] {
+        on_every_number_of_gpus(&case);
+    }
+}
+
+#[test]
+fn fp8_with_gates() {
+    in_fp8(&Case { name: "FP8, gates, ep 2", pp: 1, dp: 2, ep: 2, change: gated_fp8, ..CASE });
+}
+
+#[test]
+fn fp8_with_biases() {
+    in_fp8(&Case { name: "FP8, biases, ep 2", pp: 1, dp: 2, ep: 2, change: biased_fp8, ..CASE });
 }
 
 #[test]

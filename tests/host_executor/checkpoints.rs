@@ -2,8 +2,8 @@
 
 use dualweave::job::training::ScheduleKind;
 use dualweave::plan::Plan;
+use dualweave::runtime::checkpoint::{Checkpoint, Progress};
 use dualweave::runtime::host::adamw::AdamW;
-use dualweave::runtime::host::executor::checkpoint::{Checkpoint, Progress};
 use dualweave::runtime::host::executor::{Executor, Order};
 use dualweave::runtime::host::rate::Rate;
 

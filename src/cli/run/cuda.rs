@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Args, Backend, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
+use super::checkpoint::{Folder, admitted};
+use super::{Args, Backend, Numbers, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
 use crate::cli::{measure, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::runtime::checkpoint::Progress;
 use crate::runtime::cluster::{self, Cluster, Launcher, Seat};
 use crate::runtime::cuda::executor::{Executor, Options, Span};
 use crate::runtime::cuda::nccl::end_process;
@@ -34,10 +36,11 @@ pub fn run(args: &Args, plan: Plan) -> Result<Verdict> {
     if args.precision.is_some() {
         return Err(Error::new("GPUs compute in the formats of the plan; `--precision` is for `--backend host`"));
     }
-    if args.checkpoint.is_some() {
-        return Err(Error::new("the CUDA runtime keeps no checkpoints yet").help("`--backend host` does"));
-    }
     let seat = cluster::seat(|name| std::env::var(name).ok())?;
+    if seat.is_some() && args.checkpoint.is_some() {
+        return Err(Error::new("ranks in several processes keep no checkpoints yet")
+            .help("run all ranks in one process, which several GPUs of one host can share"));
+    }
     if seat.is_some() && args.gpus.is_some() {
         return Err(Error::new("each process has one GPU, so there is no choice for `--gpus`")
             .help("start as many processes as the plan has ranks; CUDA_VISIBLE_DEVICES says which GPUs they see"));
@@ -119,17 +122,32 @@ fn end(ending: &Mutex<()>, error: Error) -> ! {
 fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
     let Run { args, plan, shape, text, optimizer } = run;
     let speaks = cluster.is_none_or(|cluster| cluster.seat().process == 0);
-    let seed = args.seed.unwrap_or_default();
+    let mut progress = Progress {
+        steps: 0,
+        seed: args.seed.unwrap_or_default(),
+        precision: Numbers::AsPlanned.name().to_owned(),
+        text: text.digest(),
+    };
+    let folder = Folder::of(args);
+    let saved = folder.as_ref().map(Folder::read).transpose()?.flatten();
+    let checkpoint = saved.as_ref().map(|bytes| admitted(bytes, &progress)).transpose()?;
     let options = Options {
         gpus: args.gpus.map(|gpus| gpus as usize),
         time_out: Duration::from_secs(args.time_out),
         cluster: cluster.map(Arc::clone),
     };
-    let mut executor = Executor::new(plan.clone(), shape.clone(), optimizer, seed, &options)?;
+    let mut executor = Executor::new(plan.clone(), shape.clone(), optimizer, progress.seed, &options)?;
     let mut host = match args.check && speaks {
-        true => Some(HostExecutor::<f32>::new(plan, shape.clone(), optimizer, seed)?),
+        true => Some(HostExecutor::<f32>::new(plan, shape.clone(), optimizer, progress.seed)?),
         false => None,
     };
+    if let Some(checkpoint) = checkpoint {
+        executor.restore(&checkpoint)?;
+        host.as_mut().map(|host| host.restore(&checkpoint)).transpose()?;
+        progress = checkpoint.progress;
+    }
+    folder.as_ref().map(Folder::make).transpose()?;
+    let last = progress.steps.checked_add(args.steps).ok_or_else(|| Error::new("these are too many steps"))?;
 
     let bar = progress_bar(args.steps, args.json || !speaks);
     if !args.json && speaks {
@@ -137,30 +155,37 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
         print_line(&bar, &(heading(&shape, false) + beside))?;
     }
     let (mut taken, mut time, mut worst) = (Vec::new(), Duration::ZERO, 0.0f64);
-    for number in 0..args.steps {
-        let data = text.step(&shape, executor.plan(), seed, u64::from(number))?;
-        let traced = args.trace.is_some() && number + 1 == args.steps;
+    while progress.steps < last {
+        let data = text.step(&shape, executor.plan(), progress.seed, u64::from(progress.steps))?;
+        let traced = args.trace.is_some() && progress.steps + 1 == last;
         let start = Instant::now();
         let step = executor.step(&data, traced)?;
         let seconds = start.elapsed();
         time += seconds;
+        progress.steps += 1;
         if let Some(path) = args.trace.as_ref().filter(|_| traced && speaks) {
             write_trace(path, executor.plan(), &step.spans)?;
         }
         let Step { losses, gradient_norm } = step.step;
-        let mut said = line(number + 1, &Step { losses: losses.clone(), gradient_norm }, None);
+        let mut said = line(progress.steps, &Step { losses: losses.clone(), gradient_norm }, None);
         if let Some(host) = &mut host {
             let expected = host.step(&data, Order::List)?;
-            let apart = (losses[0] - expected.losses[0]).abs() / expected.losses[0];
-            // NaN is apart, and stays so.
-            worst = if apart <= worst || worst.is_nan() { worst } else { apart };
+            for (loss, expected) in losses.iter().zip(&expected.losses) {
+                let apart = (loss - expected).abs() / expected;
+                // NaN is apart, and stays so.
+                worst = if apart <= worst || worst.is_nan() { worst } else { apart };
+            }
             said += &format!("  {:>10.4}  {:>9.4}", expected.losses[0], expected.gradient_norm);
         }
         if !args.json && speaks {
             print_line(&bar, &said)?;
         }
-        taken.push(Taken { step: number + 1, losses, gradient_norm, seconds: seconds.as_secs_f64(), difference: None });
+        let seconds = seconds.as_secs_f64();
+        taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds, difference: None });
         bar.inc(1);
+        if let Some(folder) = folder.as_ref().filter(|folder| folder.is_due(progress.steps, last)) {
+            folder.write(&executor.checkpoint(&progress)?)?;
+        }
     }
     bar.finish_and_clear();
 

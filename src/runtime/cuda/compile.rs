@@ -39,6 +39,8 @@ pub static SOURCES: &[Source] = sources![
     "element",
     "embedding",
     "exchange",
+    "expert_bias",
+    "gate",
     "grouped",
     "grouped_fp8",
     "grouped_hopper",

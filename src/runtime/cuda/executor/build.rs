@@ -11,63 +11,23 @@ use super::rank::{Norm, Rank};
 use super::stage::Stage;
 use super::store::{REGIONS, Region, Store};
 use super::sync::{self, Peer, Sync, Way};
+use super::table::{self, Table};
 use super::unit::Sizes;
 use super::{forms, places};
 use crate::error::{Error, Result};
-use crate::ir::Recompute;
+use crate::ir::{Recompute, Unit};
 use crate::plan::{ALIGNMENT, Plan, StreamId, Task, rank_streams};
-use crate::runtime::cluster::{Cluster, Launcher};
+use crate::runtime::cluster::Cluster;
 use crate::runtime::cuda::exchange::packed::Window;
 use crate::runtime::cuda::signals::{link, meeting};
 use crate::runtime::cuda::stream::Priority;
-use crate::runtime::cuda::{Device, Event, Memory, Slice, Stream, device, exchange, product};
+use crate::runtime::cuda::{Device, Event, Memory, Slice, Stream, exchange, product};
 use crate::runtime::host::Shape;
 use crate::runtime::host::executor::StageParameters;
 use crate::runtime::host::parameters::initialise;
 use crate::runtime::messages::{Message, uses};
 use crate::runtime::said;
 use crate::runtime::world::{Gpu, World};
-
-/// One GPU for each rank, neighbours on the same one if there are fewer.
-///
-/// # Errors
-/// If there are fewer than are wanted, or one cannot be opened.
-pub fn open(ranks: usize, wanted: Option<usize>) -> Result<Vec<Arc<Device>>> {
-    let there = device::count()?;
-    let gpus = wanted.unwrap_or(there).min(ranks);
-    if gpus == 0 || gpus > there {
-        return Err(Error::new(format!("{} GPUs are wanted; this computer has {there}", wanted.unwrap_or(1))));
-    }
-    let devices = (0..gpus).map(Device::open).collect::<Result<Vec<_>>>()?;
-    Ok((0..ranks).map(|rank| Arc::clone(&devices[rank * gpus / ranks])).collect())
-}
-
-/// The GPU of a process that has one rank.
-///
-/// # Errors
-/// If there are not as many processes as ranks, or it has no such GPU.
-pub fn open_own(cluster: &Cluster, ranks: usize) -> Result<Arc<Device>> {
-    let seat = cluster.seat();
-    if seat.processes as usize != ranks {
-        return Err(Error::new(format!(
-            "the plan has {ranks} ranks, for a process each; there are {}",
-            seat.processes
-        )));
-    }
-    let there = device::count()?;
-    // srun can give each process a GPU, which is then the only one that it sees.
-    let bound = seat.launcher == Launcher::Slurm && there == 1 && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some();
-    let ordinal = if bound { 0 } else { seat.local as usize };
-    if ordinal >= there {
-        let (variable, per_host) = match seat.launcher {
-            Launcher::Torchrun => ("LOCAL_RANK", "`--nproc-per-node`"),
-            Launcher::Slurm => ("SLURM_LOCALID", "`--ntasks-per-node`"),
-        };
-        return Err(Error::new(format!("{variable} is {ordinal}, but this process sees {there} GPUs"))
-            .help(format!("a host can have as many processes as GPUs ({per_host}, CUDA_VISIBLE_DEVICES)")));
-    }
-    Device::open(ordinal)
-}
 
 /// Builds ranks.
 pub struct Builder<'a> {
@@ -86,6 +46,7 @@ pub struct Builder<'a> {
 /// What is between the ranks of this process, or between one and those of others; each by rank of this process.
 struct Between {
     syncs: Vec<BTreeMap<u32, Sync>>,
+    tables: Vec<Option<Table>>,
     members: Vec<Option<exchange::Member>>,
     links: Vec<Links>,
     /// `None`: they meet, which is made when their tables are there.
@@ -123,6 +84,7 @@ impl Builder<'_> {
             },
             None => Between {
                 syncs: self.syncs(&gpus, &stages)?,
+                tables: self.tables(&gpus, &stages)?,
                 members: self.members(&gpus)?,
                 links: self.links(&gpus)?,
                 norms: gpus.iter().map(|_| None).collect(),
@@ -152,7 +114,8 @@ impl Builder<'_> {
                 let priority = if id == StreamId::Compute { Priority::Low } else { Priority::High };
                 streams.insert(id, Stream::new(device, priority)?);
             }
-            let tokens = self.tokens() * self.plan.layout.micro_batches as usize;
+            let (micro_batches, losses) = (self.plan.layout.micro_batches as usize, self.shape.losses());
+            let tokens = self.tokens() * micro_batches;
             ranks.push(Rank {
                 gpu,
                 comm: Stream::new(device, Priority::High)?,
@@ -160,10 +123,11 @@ impl Builder<'_> {
                 member: Mutex::new(between.members[own].take()),
                 exchanges: self.world.ep > 1,
                 syncs: std::mem::take(&mut between.syncs[own]),
+                table: between.tables[own].take(),
                 senders,
                 receivers,
                 targets: vec![Slice::none(); of.items.len()],
-                message: self.tokens() * self.shape.hidden(),
+                messages: self.messages(),
                 memory,
                 places,
                 scratch,
@@ -173,8 +137,8 @@ impl Builder<'_> {
                 ended: events(of.items.len())?.into_iter().map(|event| (event, AtomicBool::new(false))).collect(),
                 op_ended: events(ops)?,
                 joints: [Event::new(device, false)?, Event::new(device, false)?],
-                data: [Memory::of::<u32>(device, tokens)?, Memory::of::<u32>(device, tokens)?],
-                losses: Memory::of::<f32>(device, self.plan.layout.micro_batches as usize)?,
+                data: (0..=losses).map(|_| Memory::of::<u32>(device, tokens)).collect::<Result<_>>()?,
+                losses: Memory::of::<f32>(device, micro_batches * losses)?,
                 squares: [
                     Memory::of::<f32>(device, 1)?,
                     Memory::of::<f32>(device, self.world.count())?,
@@ -230,18 +194,20 @@ impl Builder<'_> {
             })
         });
         let staging = Arc::new(Memory::of::<f32>(device, needed.max().unwrap_or_default())?);
+        let way = || Way::Network(Arc::clone(&sync), Arc::clone(&staging));
         let mut syncs = BTreeMap::new();
         for (&stage, held) in stages {
-            let members = REGIONS.map(|region| {
-                let members = self.members_of(gpu, stage, region);
-                let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
-                let processes = members.into_iter().map(|member| self.world.index(member)).collect();
-                (sync::Members::Network(processes), mine)
-            });
-            let way = Way::Network(Arc::clone(&sync), Arc::clone(&staging));
+            let members = self.with_stage(gpu, stage);
+            let members = members.map(|(region, members, mine)| (region, self.processes(members), mine));
             let sharded = self.is_sharded(stage);
-            syncs.insert(stage, Sync::new(device, &stream, &held.store, members, way, sharded)?);
+            syncs.insert(stage, Sync::new(device, &stream, &held.store, members, way(), sharded)?);
         }
+        let readers = table::readers(self.plan, self.shape);
+        let copies = self.copies(&readers);
+        let table = copies
+            .iter()
+            .position(|&member| member == gpu)
+            .map(|mine| Table::new(device, &stream, (&readers, stages), (self.processes(copies.clone()), mine), way()));
         let member = match (&self.shape.model.moe, group) {
             (None, _) => None,
             (Some(moe), Some(group)) => {
@@ -254,7 +220,13 @@ impl Builder<'_> {
             }
         };
         let norm = Norm::Network(Mutex::new(norm));
-        Ok(Between { syncs: vec![syncs], members: vec![member], links: vec![links], norms: vec![Some(norm)] })
+        Ok(Between {
+            syncs: vec![syncs],
+            tables: vec![table.transpose()?],
+            members: vec![member],
+            links: vec![links],
+            norms: vec![Some(norm)],
+        })
     }
 
     /// Whether the optimizer's work on a stage is shared.
@@ -266,6 +238,16 @@ impl Builder<'_> {
     /// Tokens of a micro-batch.
     fn tokens(&self) -> usize {
         self.plan.origin.micro_batch_size as usize * self.shape.sequence
+    }
+
+    /// By stage: values of the message that its F makes. Behind an MTP module there is one hidden state more.
+    fn messages(&self) -> Vec<usize> {
+        let mut states = 1;
+        let stages = self.plan.stages.iter().map(|stage| {
+            states += stage.units.iter().filter(|unit| matches!(unit, Unit::Mtp(_))).count();
+            states * self.tokens() * self.shape.hidden()
+        });
+        stages.collect()
     }
 
     fn sizes(&self, gpu: Gpu) -> Sizes {
@@ -296,11 +278,51 @@ impl Builder<'_> {
         Ok(stages)
     }
 
-    /// The GPUs that have the same parameters of a region.
+    /// The GPUs that have the same parameters of a region; of a table that one stage alone reads, none.
     fn members_of(&self, gpu: Gpu, stage: u32, region: Region) -> Vec<Gpu> {
+        if region == Region::Table {
+            let readers = table::readers(self.plan, self.shape);
+            return if readers.contains(&stage) { self.copies(&readers) } else { Vec::new() };
+        }
         let holders = self.world.holders(&self.plan.layout.holders(stage)).into_iter();
-        let same = |other: &Gpu| region != Region::Experts || self.world.place(*other) == self.world.place(gpu);
+        let same = |other: &Gpu| !region.is_of_experts() || self.world.place(*other) == self.world.place(gpu);
         holders.filter(same).collect()
+    }
+
+    /// The GPUs that have a stage of these.
+    fn copies(&self, readers: &[u32]) -> Vec<Gpu> {
+        let has = |gpu: &Gpu| self.plan.layout.stages_of(gpu.rank).iter().any(|stage| readers.contains(stage));
+        self.world.gpus().filter(has).collect()
+    }
+
+    /// Of each region that is reduced with its stage: its members, and the number of a GPU among them.
+    fn with_stage(&self, gpu: Gpu, stage: u32) -> impl Iterator<Item = (Region, Vec<Gpu>, usize)> {
+        REGIONS.into_iter().filter(|&region| region != Region::Table).map(move |region| {
+            let members = self.members_of(gpu, stage, region);
+            let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
+            (region, members, mine)
+        })
+    }
+
+    fn processes(&self, members: Vec<Gpu>) -> sync::Members {
+        sync::Members::Network(members.into_iter().map(|member| self.world.index(member)).collect())
+    }
+
+    /// By GPU: its copies of the table, if several stages read it.
+    fn tables(&self, gpus: &[Gpu], stages: &[BTreeMap<u32, Stage>]) -> Result<Vec<Option<Table>>> {
+        let mut tables: Vec<Option<Table>> = gpus.iter().map(|_| None).collect();
+        let readers = table::readers(self.plan, self.shape);
+        let copies: Vec<usize> = self.copies(&readers).into_iter().map(|gpu| self.world.index(gpu)).collect();
+        let devices: Vec<Arc<Device>> = copies.iter().map(|&index| Arc::clone(&self.devices[index])).collect();
+        let peers: Vec<Peer> =
+            copies.iter().filter_map(|&index| table::first(&readers, &stages[index])).map(Peer::of).collect();
+        for (mine, (&index, meeting)) in copies.iter().zip(meeting(&devices)?).enumerate() {
+            let device = &self.devices[index];
+            let stream = Stream::new(device, Priority::Low)?;
+            let (members, way) = ((sync::Members::Memory(peers.clone()), mine), Way::Memory(Mutex::new(meeting)));
+            tables[index] = Some(Table::new(device, &stream, (&readers, &stages[index]), members, way)?);
+        }
+        Ok(tables)
     }
 
     /// By GPU and stage.
@@ -315,10 +337,9 @@ impl Builder<'_> {
                 let index = self.world.index(gpu);
                 let store = |gpu: Gpu| stages[self.world.index(gpu)].get(&stage).map(|stage| &stage.store);
                 let Some(own) = store(gpu) else { continue };
-                let peers = REGIONS.map(|region| {
-                    let members = self.members_of(gpu, stage, region);
-                    let mine = members.iter().position(|&member| member == gpu).unwrap_or_default();
-                    (sync::Members::Memory(members.into_iter().filter_map(store).map(Peer::of).collect()), mine)
+                let peers = self.with_stage(gpu, stage);
+                let peers = peers.map(|(region, members, mine)| {
+                    (region, sync::Members::Memory(members.into_iter().filter_map(store).map(Peer::of).collect()), mine)
                 });
                 let device = &self.devices[index];
                 let stream = Stream::new(device, Priority::Low)?;
@@ -381,7 +402,7 @@ impl Builder<'_> {
                 let there = Gpu { rank: peer, ..gpu };
                 if let Some(other) = ranks.iter().find(|rank| rank.gpu == there) {
                     let value = other.uses[at].written.first().ok_or_else(unmet)?;
-                    ranks[index].targets[item] = other.slot(value, other.message).cast();
+                    ranks[index].targets[item] = other.slot(value).cast();
                 }
             }
         }

@@ -221,7 +221,12 @@ pub fn check(plan: &Plan) -> Result<()> {
             ))
             .help("`dualweave verify` says what is wrong with the plan"));
         }
-        let cut = of.units.iter().zip(&forms.parts).find(|&(unit, &parts)| parts > 1 && !matches!(unit, Unit::Moe(_)));
+        let has_experts = |unit: &Unit| match unit {
+            Unit::Moe(_) => true,
+            Unit::Mtp(_) => plan.model.mtp_is_moe(),
+            Unit::Embedding | Unit::Dense(_) | Unit::Head => false,
+        };
+        let cut = of.units.iter().zip(&forms.parts).find(|&(unit, &parts)| parts > 1 && !has_experts(unit));
         if let Some((unit, _)) = cut {
             return Err(Error::new(format!(
                 "stage {stage} cuts the tokens of {unit:?}: only those of experts can be cut"

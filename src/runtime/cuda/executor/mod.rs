@@ -10,6 +10,8 @@
 
 mod blocks;
 mod build;
+mod checkpoint;
+mod devices;
 mod formats;
 mod forms;
 mod heap;
@@ -19,6 +21,7 @@ mod rank;
 mod stage;
 mod store;
 mod sync;
+mod table;
 mod timings;
 mod trace;
 mod unit;
@@ -44,7 +47,8 @@ use crate::runtime::host::adamw::AdamW;
 use crate::runtime::host::batch::Batch;
 use crate::runtime::host::reference;
 use crate::runtime::world::{Gpu, World};
-use build::{Builder, open, open_own};
+use build::Builder;
+use devices::{open, open_own};
 use rank::{Data, Done, Rank, Shared};
 use store::Store;
 
@@ -147,7 +151,10 @@ impl Executor {
         }
         let by_replica: Vec<Data> = data
             .iter()
-            .map(|batches| [0, 1].map(|ahead| batches.iter().flat_map(|batch| batch.ahead(ahead)).collect()))
+            .map(|batches| {
+                let ahead = |ahead| batches.iter().flat_map(|batch| batch.ahead(ahead)).collect();
+                (0..=self.shape.losses()).map(ahead).collect()
+            })
             .collect();
         let step_tokens = tokens * micro_batches * data.len();
         let alarm = || self.cluster.as_ref().map(|cluster| Arc::clone(cluster.alarm()));
@@ -188,7 +195,8 @@ impl Executor {
         let spans = if traced { self.all_spans(spans)? } else { spans };
         self.steps += 1;
         let squares = done.first().map_or(f64::NAN, |done| done.squares);
-        let step = reference::Step { losses: vec![losses / step_tokens as f64], gradient_norm: squares.sqrt() };
+        let losses = losses.into_iter().map(|sum| sum / step_tokens as f64).collect();
+        let step = reference::Step { losses, gradient_norm: squares.sqrt() };
         Ok(Taken { step, spans })
     }
 
@@ -199,13 +207,17 @@ impl Executor {
         Shared { plan: &self.plan, shape: &self.shape, watch, step, tokens, bases }
     }
 
-    /// The sum of all losses, in the order of ranks and micro-batches.
-    fn losses(&self, done: &[Done]) -> Result<f64> {
-        let own: Vec<f64> = done.iter().flat_map(|done| &done.losses).copied().collect();
-        let Some(cluster) = &self.cluster else { return Ok(own.into_iter().sum()) };
-        let own = own.into_iter().flat_map(f64::to_le_bytes).collect();
-        let all = cluster.share(own, "the end of a step")?.concat();
-        Ok(all.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).sum())
+    /// The sums of the model's losses and of each MTP module's, in the order of ranks and micro-batches.
+    fn losses(&self, done: &[Done]) -> Result<Vec<f64>> {
+        let mut all: Vec<f64> = done.iter().flat_map(|done| &done.losses).copied().collect();
+        if let Some(cluster) = &self.cluster {
+            let own = all.into_iter().flat_map(f64::to_le_bytes).collect();
+            let bytes = cluster.share(own, "the end of a step")?.concat();
+            all = bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        }
+        let mut sums = vec![0.0; self.shape.losses()];
+        all.chunks(sums.len()).for_each(|losses| sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss));
+        Ok(sums)
     }
 
     /// What ran on all ranks, for process 0.
@@ -264,7 +276,7 @@ impl Executor {
             for stage in rank.stages.values() {
                 let values = of(&stage.store).read(&rank.comm)?;
                 for (name, place) in stage.store.tensors() {
-                    tensors.insert(name.to_owned(), values[place].to_vec());
+                    tensors.insert(name.to_owned(), values[place.range()].to_vec());
                 }
             }
             Ok((rank.gpu, tensors))

@@ -11,6 +11,7 @@ use super::blocks::{Blocks, SCRATCH};
 use super::places::Taken;
 use super::stage::{Ends, Launch, Stage};
 use super::sync::Sync;
+use super::table::Table;
 use super::trace::{Trace, What};
 use super::unit::{Context, Exchange};
 use crate::error::{Error, Result};
@@ -53,14 +54,16 @@ pub struct Rank {
     pub stages: BTreeMap<u32, Stage>,
     /// By stage: the end of a step.
     pub syncs: BTreeMap<u32, Sync>,
+    /// Its copies of the embedding's table, if several stages read it.
+    pub table: Option<Table>,
     /// By rank.
     pub senders: BTreeMap<u32, Mutex<Sender>>,
     /// By rank.
     pub receivers: BTreeMap<u32, Mutex<Receiver>>,
     /// By item: where a send puts what it sends, if that is of this process.
     pub targets: Vec<Slice<u8>>,
-    /// Values of a message.
-    pub message: usize,
+    /// By stage: values of the message that its F makes, and I of the stage behind.
+    pub messages: Vec<usize>,
     /// Blocks of chunks, and scratch. It looks alike at all GPUs that share experts.
     pub memory: Memory,
     /// By item: which blocks it takes.
@@ -79,9 +82,9 @@ pub struct Rank {
     pub op_ended: Vec<Event>,
     /// When both streams of a program may start, and when the second has ended.
     pub joints: [Event; 2],
-    /// Micro-batches × tokens: what is read, and what is predicted.
-    pub data: [Memory; 2],
-    /// By micro-batch: the sum of its losses.
+    /// As [`Data`].
+    pub data: Vec<Memory>,
+    /// By micro-batch: the sums of its losses.
     pub losses: Memory,
     /// Sum of squares of this GPU's shares of gradients; by GPU, those of all; their sum.
     pub squares: [Memory; 3],
@@ -120,12 +123,12 @@ fn lock<V>(of: &Mutex<V>) -> MutexGuard<'_, V> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tokens of a rank's micro-batches, and those that follow them: one behind the other.
-pub type Data = [Vec<u32>; 2];
+/// Tokens of a rank's micro-batches, one behind the other; those that follow them; and so on up to what the last MTP module predicts.
+pub type Data = Vec<Vec<u32>>;
 
 /// What came of a step on a rank.
 pub struct Done {
-    /// By micro-batch, where the rank has the head: the sum of its losses.
+    /// By micro-batch, where the rank has the head: the sums of its losses, the model's and each MTP module's.
     pub losses: Vec<f64>,
     /// Sum of the squares of all gradients of the model.
     pub squares: f64,
@@ -281,8 +284,8 @@ impl Rank {
             return Err(Error::new(format!("{rows} rows came to experts that have room for fewer")));
         }
         let stream = self.stream(StreamId::Compute);
-        let micro_batches = shared.plan.layout.micro_batches as usize;
-        let losses = self.losses.all::<f32>().part(0..micro_batches).read(stream)?;
+        let losses = shared.plan.layout.micro_batches as usize * shared.shape.losses();
+        let losses = self.losses.all::<f32>().part(0..losses).read(stream)?;
         let squares = self.squares[2].all::<f32>().read(stream)?;
         Ok(Done {
             losses: losses.into_iter().map(f64::from).collect(),
@@ -384,27 +387,33 @@ impl Rank {
         let uses = &self.uses[index];
         let find = |values: &[Value], message: Message| {
             let value = values.iter().find(|value| value.message == message);
-            value.map_or(Slice::none(), |value| self.slot(value, tokens * shared.shape.hidden()))
+            value.map_or(Slice::none(), |value| self.slot(value))
         };
         let at = |gradient, stage| Message { gradient, chunk: ChunkId::new(stage, micro_batch) };
         let range = micro_batch as usize * tokens..(micro_batch as usize + 1) * tokens;
-        let loss = micro_batch as usize..micro_batch as usize + 1;
+        let runs = shared.shape.losses();
+        let losses = micro_batch as usize * runs..(micro_batch as usize + 1) * runs;
         Ends {
             input: stage.checked_sub(1).map_or(Slice::none(), |before| find(&uses.read, at(false, before))),
             output: find(&uses.written, at(false, stage)),
             output_gradient: find(&uses.read, at(true, stage + 1)),
             input_gradient: find(&uses.written, at(true, stage)),
-            tokens: self.data[0].all::<u32>().part(range.clone()),
-            targets: self.data[1].all::<u32>().part(range),
-            loss: self.losses.all::<f32>().part(loss),
+            ahead: self.data.iter().map(|data| data.all::<u32>().part(range.clone())).collect(),
+            losses: self.losses.all::<f32>().part(losses),
             scale: (1.0 / step_tokens as f64) as f32,
         }
     }
 
-    /// The slot of a message of so many values.
-    pub fn slot(&self, value: &Value, len: usize) -> Slice<Bf16> {
+    /// The slot of a message.
+    pub fn slot(&self, value: &Value) -> Slice<Bf16> {
         let &(first, bytes) = self.slots.get(&value.ring).unwrap_or(&(0, 0));
-        self.rings.at(first + value.slot * bytes, len)
+        self.rings.at(first + value.slot * bytes, self.values_of(value.message))
+    }
+
+    /// Values of a message.
+    fn values_of(&self, Message { gradient, chunk }: Message) -> usize {
+        let made = if gradient { chunk.stage.checked_sub(1) } else { Some(chunk.stage) };
+        made.and_then(|stage| self.messages.get(stage as usize)).copied().unwrap_or_default()
     }
 
     /// Launches an item that runs no program.
@@ -415,7 +424,7 @@ impl Rank {
             Task::SendAct(.., peer) | Task::SendGrad(.., peer) => {
                 let value = self.uses[index].read.first();
                 let value = value.ok_or_else(|| Error::new(format!("{task} sends what the rank does not make")))?;
-                let from = self.slot(value, self.message).cast();
+                let from = self.slot(value).cast();
                 let stream = &self.streams[&task.stream()];
                 let sender = self.senders.get(&peer).ok_or_else(not_held)?;
                 lock(sender).send(stream, from, self.targets[index], shared.watch)
@@ -423,7 +432,7 @@ impl Rank {
             Task::RecvAct(.., peer) | Task::RecvGrad(.., peer) => {
                 let value = self.uses[index].written.first();
                 let value = value.ok_or_else(|| Error::new(format!("{task} receives what the rank does not read")))?;
-                let (stream, into) = (&self.streams[&task.stream()], self.slot(value, self.message).cast());
+                let (stream, into) = (&self.streams[&task.stream()], self.slot(value).cast());
                 lock(self.receivers.get(&peer).ok_or_else(not_held)?).receive(stream, into, shared.watch)
             }
             Task::ReduceGrads(stage) => {
@@ -460,6 +469,11 @@ impl Rank {
             compute.wait(event)?;
         }
         let mine = self.squares[0].all::<f32>();
+        if let Some(table) = &self.table {
+            // The thread of that stream gathers nothing before the first update.
+            let streams = (compute, &self.streams[&StreamId::Sync]);
+            table.reduce(streams, self.device.sms, &self.stages, mine, shared.watch)?;
+        }
         match &self.norm {
             Some(Norm::Memory(meeting, boards)) => {
                 for board in boards {

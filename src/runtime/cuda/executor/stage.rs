@@ -3,7 +3,7 @@
 use super::blocks::{Block, Packer};
 use super::forms::Forms;
 use super::store::Store;
-use super::unit::{Context, Exchange, LayerUnit, Parts, Sizes, UnitOps};
+use super::unit::{Context, Exchange, LayerUnit, Parts, Sizes, States, UnitOps};
 use crate::error::{Error, Result};
 use crate::ir::{Component, Phase, ProgramOp, Recompute, Step, Tokens, Unit};
 use crate::runtime::cuda::{Bf16, Slice};
@@ -28,8 +28,7 @@ pub struct Launch {
     pub again_apart: Vec<Tokens>,
 }
 
-/// What a chunk reads and makes, besides what its blocks hold.
-#[derive(Clone, Copy)]
+/// What a chunk reads and makes, besides what its blocks hold. Messages are hidden states, one behind the other, or their gradients.
 pub struct Ends {
     /// The message that F reads; none where the stage has the embedding.
     pub input: Slice<Bf16>,
@@ -39,12 +38,10 @@ pub struct Ends {
     pub output_gradient: Slice<Bf16>,
     /// The message that I makes.
     pub input_gradient: Slice<Bf16>,
-    /// Tokens of the micro-batch.
-    pub tokens: Slice<u32>,
-    /// The tokens that follow them.
-    pub targets: Slice<u32>,
-    /// Where the sum of the losses goes: one number.
-    pub loss: Slice<f32>,
+    /// Tokens of the micro-batch; those that follow them, which the model predicts; and so on up to what the last MTP module predicts.
+    pub ahead: Vec<Slice<u32>>,
+    /// Where the sums of the losses go: the model's, and each module's.
+    pub losses: Slice<f32>,
     /// One over the tokens of the step.
     pub scale: f32,
 }
@@ -79,8 +76,8 @@ impl Stage {
     /// # Errors
     /// If the driver refuses.
     pub fn begin_forward(&self, context: &Context, ends: &Ends) -> Result<()> {
-        match self.units.first().and_then(|unit| unit.input(context.blocks)) {
-            Some(input) => input.copy_from(context.stream, ends.input),
+        match self.units.first() {
+            Some(unit) => copy(context, &unit.input(context.blocks), ends.input),
             None => Ok(()),
         }
     }
@@ -90,11 +87,12 @@ impl Stage {
     /// # Errors
     /// If the driver refuses.
     pub fn end_forward(&self, context: &Context, program: u32, ends: &Ends) -> Result<()> {
-        match self.units.last() {
-            Some(UnitOps::Layer(layer)) => {
-                layer.complete(context, &self.all(program, Phase::F, self.units.len() - 1), ends.output)
+        match self.units.last().and_then(UnitOps::layer) {
+            Some(layer) => {
+                let parts = self.all(program, Phase::F, self.units.len() - 1);
+                layer.complete(context, &parts, last(&context.states(ends.output)))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -103,8 +101,8 @@ impl Stage {
     /// # Errors
     /// If the driver refuses.
     pub fn begin_backward(&self, context: &Context, ends: &Ends) -> Result<()> {
-        match self.units.last().and_then(|unit| unit.output_gradient(context.blocks)) {
-            Some(gradient) => gradient.copy_from(context.stream, ends.output_gradient),
+        match self.units.last() {
+            Some(unit) => copy(context, &unit.output_gradient(context.blocks), ends.output_gradient),
             None => Ok(()),
         }
     }
@@ -124,42 +122,79 @@ impl Stage {
         let (number, program) = (op.unit as usize, launch.program);
         let unit = self.units.get(number).ok_or_else(|| unknown(op))?;
         match (unit, op.component) {
-            (UnitOps::Embedding(embedding), Component::Embedding) => match op.phase {
-                Phase::F => embedding.forward(context, ends.tokens, self.output_of(context, number, ends)),
-                Phase::I => Ok(()),
-                Phase::W => embedding.accumulate(context, ends.tokens),
-            },
+            (UnitOps::Embedding(embedding), Component::Embedding) => {
+                let tokens = ends.ahead.first().copied().ok_or_else(|| unknown(op))?;
+                match op.phase {
+                    Phase::F => embedding.forward(context, tokens, last(&self.output_of(context, number, ends))),
+                    Phase::I => Ok(()),
+                    Phase::W => embedding.accumulate(context, tokens),
+                }
+            }
             (UnitOps::Head(head), Component::Head) => match op.phase {
                 Phase::F => {
                     self.complete(context, program, number)?;
-                    head.forward(context, ends.targets, ends.scale, ends.loss)
+                    head.forward(context, ends.ahead.get(1..).unwrap_or_default(), ends.scale, ends.losses)
                 }
-                Phase::I => head.input_gradient(context, self.gradient_before(context, number, ends)),
+                Phase::I => head.input_gradient(context, &self.gradient_before(context, number, ends)),
                 Phase::W => head.accumulate(context),
             },
-            (UnitOps::Layer(layer), Component::Attention) => match (op.phase, op.step) {
-                (Phase::I, Step::Again) => layer.attention_again(context),
-                (Phase::F, _) => {
-                    self.complete(context, program, number)?;
-                    layer.attention_forward(context)
-                }
-                (Phase::I, _) => {
-                    if launch.again_apart.is_empty() {
-                        layer.attention_again(context)?;
+            (unit, component) => {
+                let layer = unit.layer().ok_or_else(|| unknown(op))?;
+                match component {
+                    Component::Attention => self.attention(context, (unit, layer), op, launch, ends),
+                    Component::Mlp => {
+                        let output = last(&self.output_of(context, number, ends));
+                        self.mlp(context, layer, op, launch, exchange, output)
                     }
-                    let parts = self.all(program, Phase::I, number);
-                    layer.attention_input_gradient(context, &parts, self.gradient_before(context, number, ends))
+                    Component::Dispatch | Component::Combine => {
+                        self.exchange(context, layer, op, program, exchange.ok_or_else(|| unknown(op))?)
+                    }
+                    Component::Embedding | Component::Head => Err(unknown(op)),
                 }
-                (Phase::W, _) => layer.accumulate_attention(context),
-            },
-            (UnitOps::Layer(layer), Component::Mlp) => {
-                let output = self.output_of(context, number, ends);
-                self.mlp(context, layer, op, launch, exchange, output)
             }
-            (UnitOps::Layer(layer), Component::Dispatch | Component::Combine) => {
-                self.exchange(context, layer, op, program, exchange.ok_or_else(|| unknown(op))?)
+        }
+    }
+
+    fn attention(
+        &self,
+        context: &Context,
+        (unit, layer): (&UnitOps, &LayerUnit),
+        op: &ProgramOp,
+        launch: &Launch,
+        ends: &Ends,
+    ) -> Result<()> {
+        let (number, program) = (op.unit as usize, launch.program);
+        let module = match unit {
+            UnitOps::Mtp(module) => Some((module, ends.ahead.get(module.ahead()).copied().ok_or_else(|| unknown(op))?)),
+            _ => None,
+        };
+        match (op.phase, op.step) {
+            (Phase::I, Step::Again) => unit.attention_again(context),
+            (Phase::F, _) => {
+                self.complete(context, program, number)?;
+                if let Some((module, tokens)) = module {
+                    module.input_forward(context, tokens, &self.output_of(context, number, ends))?;
+                }
+                layer.attention_forward(context)
             }
-            _ => Err(unknown(op)),
+            (Phase::I, _) => {
+                if launch.again_apart.is_empty() {
+                    unit.attention_again(context)?;
+                }
+                let (parts, before) =
+                    (self.all(program, Phase::I, number), self.gradient_before(context, number, ends));
+                let Some((module, _)) = module else {
+                    return layer.attention_input_gradient(context, &parts, last(&before));
+                };
+                layer.attention_input_gradient(context, &parts, module.layer_gradient(context))?;
+                module.input_gradient(context, &before)
+            }
+            (Phase::W, _) => {
+                if let Some((module, tokens)) = module {
+                    module.accumulate_input(context, tokens)?;
+                }
+                layer.accumulate_attention(context)
+            }
         }
     }
 
@@ -246,26 +281,39 @@ impl Stage {
     }
 
     /// Where a unit's output goes.
-    fn output_of(&self, context: &Context, number: usize, ends: &Ends) -> Slice<Bf16> {
-        self.units.get(number + 1).and_then(|next| next.input(context.blocks)).unwrap_or(ends.output)
+    fn output_of(&self, context: &Context, number: usize, ends: &Ends) -> States {
+        let next = self.units.get(number + 1).map(|next| next.input(context.blocks));
+        next.unwrap_or_else(|| context.states(ends.output))
     }
 
     /// Where the gradient of a unit's input goes.
-    fn gradient_before(&self, context: &Context, number: usize, ends: &Ends) -> Slice<Bf16> {
+    fn gradient_before(&self, context: &Context, number: usize, ends: &Ends) -> States {
         let before = number.checked_sub(1).and_then(|before| self.units.get(before));
-        before.and_then(|before| before.output_gradient(context.blocks)).unwrap_or(ends.input_gradient)
+        let before = before.map(|before| before.output_gradient(context.blocks));
+        before.unwrap_or_else(|| context.states(ends.input_gradient))
     }
 
     /// The unit in front leaves its result where this one reads it.
     fn complete(&self, context: &Context, program: u32, number: usize) -> Result<()> {
-        let Some(before) = number.checked_sub(1) else { return Ok(()) };
-        match (&self.units[before], self.units[number].input(context.blocks)) {
-            (UnitOps::Layer(layer), Some(input)) => {
-                layer.complete(context, &self.all(program, Phase::F, before), input)
-            }
-            _ => Ok(()),
-        }
+        let before = number.checked_sub(1).and_then(|before| Some((before, self.units.get(before)?.layer()?)));
+        let Some((before, layer)) = before else { return Ok(()) };
+        let input = last(&self.units[number].input(context.blocks));
+        layer.complete(context, &self.all(program, Phase::F, before), input)
     }
+}
+
+/// The state that a layer reads or makes: what stands in front of it is handed on.
+fn last(states: &States) -> Slice<Bf16> {
+    states.last().copied().unwrap_or(Slice::none())
+}
+
+/// Copies a message to where its states are read.
+fn copy(context: &Context, to: &States, message: Slice<Bf16>) -> Result<()> {
+    let from = context.states(message);
+    if from.len() != to.len() && !to.is_empty() {
+        return Err(Error::new(format!("a message has {} hidden states where {} are read", from.len(), to.len())));
+    }
+    to.iter().zip(from).try_for_each(|(to, from)| to.copy_from(context.stream, from))
 }
 
 fn unknown(op: &ProgramOp) -> Error {

@@ -9,43 +9,62 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::ir::Unit;
 use crate::runtime::cuda::ops::grouped::Experts;
 use crate::runtime::cuda::ops::quantise::{self, Weights};
 use crate::runtime::cuda::{Bf16, Device, Memory, Slice, Stream};
-use crate::runtime::host::executor::StageParameters;
+use crate::runtime::host::executor::{StageParameters, is_expert};
 use crate::runtime::host::parameters::{Parameters as _, Role};
+use crate::runtime::host::unit;
 
 /// What happens to parameters at the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Region {
+    /// The embedding's table where several stages read it, each its copy. It lies first, so at the same place in all of them.
+    Table,
     /// Matrices that every GPU has which holds the stage: they decay.
     Weights,
     /// Gains and biases: they do not.
     Vectors,
     /// Matrices of routed experts, which only GPUs at the same place of their groups have.
     Experts,
+    /// Their biases.
+    ExpertVectors,
     /// Balancing biases; among the gradients, loads.
     Balance,
 }
 
 /// All regions, in the order of their places.
-pub const REGIONS: [Region; 4] = [Region::Weights, Region::Vectors, Region::Experts, Region::Balance];
+pub const REGIONS: [Region; 6] =
+    [Region::Table, Region::Weights, Region::Vectors, Region::Experts, Region::ExpertVectors, Region::Balance];
 
 /// Elements that a tensor's place is a multiple of: 256 bytes of bf16.
 const UNIT: usize = 128;
 
 /// Where a tensor lies in each of the arrays.
 #[derive(Clone, Debug)]
-struct Place {
+pub struct Place {
     start: usize,
     rows: usize,
     columns: usize,
 }
 
+impl Place {
+    /// Its elements.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.rows * self.columns
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+}
+
 /// The parameters of a stage.
 pub struct Store {
     places: BTreeMap<String, Place>,
-    regions: [Range<usize>; 4],
+    regions: [Range<usize>; REGIONS.len()],
     parameters: Memory,
     gradients: Memory,
     moments: [Memory; 2],
@@ -78,18 +97,32 @@ pub struct Vector {
     pub gradient: Slice<f32>,
 }
 
+impl Region {
+    /// Whether only GPUs at the same place of their groups have it.
+    pub fn is_of_experts(self) -> bool {
+        matches!(self, Self::Experts | Self::ExpertVectors)
+    }
+
+    /// Whether its parameters decay.
+    pub fn decays(self) -> bool {
+        matches!(self, Self::Table | Self::Weights | Self::Experts)
+    }
+}
+
 /// Which region a tensor belongs to.
-fn region(name: &str, role: Role) -> Region {
+fn region(name: &str, role: Role, table_is_shared: bool) -> Region {
     match role {
+        Role::Weight if table_is_shared && name == unit::name(Unit::Embedding) => Region::Table,
         Role::Balance => Region::Balance,
+        Role::Gain | Role::Bias if is_expert(name) => Region::ExpertVectors,
         Role::Gain | Role::Bias => Region::Vectors,
-        Role::Weight if name.contains(".experts.") => Region::Experts,
+        Role::Weight if is_expert(name) => Region::Experts,
         Role::Weight => Region::Weights,
     }
 }
 
 impl Store {
-    /// With the values of `initial`. `members`: GPUs that share each region's work, by region.
+    /// With the values of `initial`. `members`: GPUs that share each region's work, by region; of the table none, if no other stage reads it.
     ///
     /// # Errors
     /// If the GPU has not so much memory.
@@ -97,15 +130,18 @@ impl Store {
         device: &Arc<Device>,
         stream: &Stream,
         initial: &StageParameters<f32>,
-        members: [usize; 4],
+        members: [usize; REGIONS.len()],
     ) -> Result<Self> {
         let tensors = initial.tensors("");
         let mut places = BTreeMap::new();
-        let mut regions = [const { 0..0 }; 4];
+        let mut regions = [const { 0..0 }; REGIONS.len()];
+        let table_is_shared = members[Region::Table as usize] > 0;
         let mut next = 0;
         for (number, of) in REGIONS.into_iter().enumerate() {
             let start = next;
-            for (name, tensor) in tensors.iter().filter(|(name, tensor)| region(name, tensor.role) == of) {
+            for (name, tensor) in
+                tensors.iter().filter(|(name, tensor)| region(name, tensor.role, table_is_shared) == of)
+            {
                 let (rows, columns) = (tensor.values.rows(), tensor.values.columns());
                 places.insert(name.clone(), Place { start: next, rows, columns });
                 next += (rows * columns).next_multiple_of(UNIT);
@@ -127,16 +163,39 @@ impl Store {
         };
         let mut values = vec![0.0f32; next];
         for (name, tensor) in &tensors {
-            let start = store.places[name].start;
-            values[start..start + tensor.values.values().len()].copy_from_slice(tensor.values.values());
+            values[store.places[name].range()].copy_from_slice(tensor.values.values());
         }
-        let copy: Vec<Bf16> = values.iter().map(|&value| Bf16::of(value)).collect();
-        store.parameters().write(stream, &values)?;
-        store.copy().write(stream, &copy)?;
+        store.set_parameters(stream, &values)?;
         [&store.gradients, &store.moments[0], &store.moments[1]]
             .into_iter()
             .try_for_each(|memory| memory.all::<u8>().fill_bytes(stream, 0))?;
         Ok(store)
+    }
+
+    fn set_parameters(&self, stream: &Stream, values: &[f32]) -> Result<()> {
+        let copy: Vec<Bf16> = values.iter().map(|&value| Bf16::of(value)).collect();
+        self.parameters().write(stream, values)?;
+        self.copy().write(stream, &copy)
+    }
+
+    /// Sets parameters and moments. `of` gives those of a tensor, by name and shape.
+    ///
+    /// # Errors
+    /// Those of `of`, or if the driver refuses.
+    pub fn restore(
+        &self,
+        stream: &Stream,
+        mut of: impl FnMut(&str, [usize; 2]) -> Result<[Vec<f32>; 3]>,
+    ) -> Result<()> {
+        let mut arrays = [0, 1, 2].map(|_| vec![0.0f32; self.parameters().len()]);
+        for (name, place) in self.tensors() {
+            for (array, values) in arrays.iter_mut().zip(of(name, place.shape())?) {
+                array[place.range()].copy_from_slice(&values);
+            }
+        }
+        let [parameters, first, second] = arrays;
+        self.set_parameters(stream, &parameters)?;
+        self.moments().into_iter().zip([first, second]).try_for_each(|(to, values)| to.write(stream, &values))
     }
 
     /// The elements of a region.
@@ -180,13 +239,12 @@ impl Store {
     /// # Errors
     /// If the stage has none of that name.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
-        let &Place { start, rows, columns } = self.place(name)?;
-        let range = start..start + rows * columns;
+        let place = self.place(name)?;
         Ok(Matrix {
-            values: self.copy().part(range.clone()),
-            gradient: self.gradients().part(range),
-            outputs: rows,
-            inputs: columns,
+            values: self.copy().part(place.range()),
+            gradient: self.gradients().part(place.range()),
+            outputs: place.rows,
+            inputs: place.columns,
         })
     }
 
@@ -195,9 +253,24 @@ impl Store {
     /// # Errors
     /// If the stage has none of that name.
     pub fn vector(&self, name: &str) -> Result<Vector> {
-        let &Place { start, rows, columns } = self.place(name)?;
-        let range = start..start + rows * columns;
+        let range = self.place(name)?.range();
         Ok(Vector { values: self.parameters().part(range.clone()), gradient: self.gradients().part(range) })
+    }
+
+    /// The embedding's table, as what looks rows up reads it.
+    ///
+    /// # Errors
+    /// If the stage has none.
+    pub fn table(&self) -> Result<Vector> {
+        self.vector(&unit::name(Unit::Embedding))
+    }
+
+    /// The embedding's table, as a head that is tied to it reads it.
+    ///
+    /// # Errors
+    /// If the stage has none.
+    pub fn tied(&self) -> Result<Matrix> {
+        self.matrix(&unit::name(Unit::Embedding))
     }
 
     /// A vector that not every model has.
@@ -244,7 +317,7 @@ impl Store {
     }
 
     /// Every tensor's name, and where it lies in the arrays.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        self.places.iter().map(|(name, place)| (name.as_str(), place.start..place.start + place.rows * place.columns))
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Place)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place))
     }
 }

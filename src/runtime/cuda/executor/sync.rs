@@ -122,18 +122,18 @@ pub struct Sync {
 }
 
 impl Sync {
-    /// `members`: by region, the members and the number of this GPU among them. `sharded`: the optimizer's work is shared.
+    /// `members`: of each region, with the number of this GPU among them. `sharded`: the optimizer's work is shared.
     pub fn new(
         device: &Arc<Device>,
         stream: &Stream,
         store: &Store,
-        members: [(Members, usize); 4],
+        members: impl IntoIterator<Item = (Region, Members, usize)>,
         way: Way,
         sharded: bool,
     ) -> Result<Self> {
         let mut shares = Vec::new();
         let mut longest = 0;
-        for (region, (members, mine)) in REGIONS.into_iter().zip(members) {
+        for (region, members, mine) in members {
             if store.region(region).is_empty() {
                 continue;
             }
@@ -224,21 +224,32 @@ impl Sync {
         (step, decay, balance_rate): (&Step, f32, f32),
         squares: Slice<f32>,
     ) -> Result<()> {
-        for shares in &self.shares {
-            if shares.region == Region::Balance {
-                let bias = store.parameters().part(store.region(Region::Balance));
-                self.balance(stream, store, bias, balance_rate)?;
+        for (region, range) in REGIONS.into_iter().zip(self.updated(store)).filter(|(_, range)| !range.is_empty()) {
+            if region == Region::Balance {
+                self.balance(stream, store, store.parameters().part(range), balance_rate)?;
                 continue;
             }
-            let range = if self.sharded { shares.share(store, shares.mine) } else { store.region(shares.region) };
             let (parameters, gradient) =
                 (store.parameters().part(range.clone()), store.gradients().part(range.clone()));
             let moments = store.moments().map(|moment| moment.part(range.clone()));
             let copy = store.copy().part(range);
-            let decay = if shares.region == Region::Vectors { 0.0 } else { decay };
+            let decay = if region.decays() { decay } else { 0.0 };
             optimizer::adamw(stream, sms, step, parameters, moments, gradient, copy, decay, squares)?;
         }
         Ok(())
+    }
+
+    /// The elements that this GPU updates.
+    pub fn updated(&self, store: &Store) -> [Range<usize>; REGIONS.len()] {
+        REGIONS.map(|region| self.updated_of(region, store))
+    }
+
+    /// A table of which other stages have copies is updated with each of them, all of it.
+    fn updated_of(&self, region: Region, store: &Store) -> Range<usize> {
+        match self.shares.iter().find(|shares| shares.region == region) {
+            Some(shares) if self.sharded && region != Region::Balance => shares.share(store, shares.mine),
+            _ => store.region(region),
+        }
     }
 
     /// Each layer's biases by its own loads.
@@ -247,7 +258,8 @@ impl Sync {
         let loads = self.loads.all::<f32>();
         for (name, place) in store.tensors() {
             if name.ends_with(".balance") {
-                let range = place.start - start..place.end - start;
+                let Range { start: first, end } = place.range();
+                let range = first - start..end - start;
                 optimizer::balance(stream, bias.part(range.clone()), loads.part(range), rate)?;
             }
         }

@@ -6,9 +6,10 @@
 constexpr u32 PIECE = 64;
 constexpr u32 STRIP = 256;
 
-// A block has 8 warps. A thread has 8 columns and every 8th row of the piece. `x` and `inverses`: null, or what dy is multiplied with.
+// A block has 8 warps. A thread has 8 columns and every 8th row of the piece. `x` and `factors`: null, or what dy is multiplied
+// with: the same place of x, and one number for each row.
 __device__ __forceinline__ void sum_piece(
-    const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 x_stride, const float* __restrict__ inverses,
+    const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 x_stride, const float* __restrict__ factors,
     float* __restrict__ partial, u32 rows, u32 width) {
     // By warp, then by place in a thread's 8, then by lane; 4 more, so that neither writing nor reading meets a bank twice.
     constexpr u32 APART = 36;
@@ -24,11 +25,15 @@ __device__ __forceinline__ void sum_piece(
             for (u32 row = piece * PIECE + warp; row < end; row += 8) {
                 float d[8];
                 unpack(*reinterpret_cast<const bf16x8*>(dy + (u64)row * width + column), d);
+                float factor = factors ? factors[row] : 1.f;
                 if (x) {
-                    float v[8], inverse = inverses[row];
+                    float v[8];
                     unpack(*reinterpret_cast<const bf16x8*>(x + (u64)row * x_stride + column), v);
 #pragma unroll
-                    for (int j = 0; j < 8; j++) d[j] *= v[j] * inverse;
+                    for (int j = 0; j < 8; j++) d[j] *= v[j] * factor;
+                } else if (factors) {
+#pragma unroll
+                    for (int j = 0; j < 8; j++) d[j] *= factor;
                 }
 #pragma unroll
                 for (int j = 0; j < 8; j++) sum[j] += d[j];
@@ -49,6 +54,12 @@ __device__ __forceinline__ void sum_piece(
 extern "C" __global__ void __launch_bounds__(256) columns_sum(
     const bf16* __restrict__ dy, float* __restrict__ partial, u32 rows, u32 width) {
     sum_piece(dy, nullptr, 0, nullptr, partial, rows, width);
+}
+
+// The same of dy · factor, with one factor for each row.
+extern "C" __global__ void __launch_bounds__(256) columns_sum_weighed(
+    const bf16* __restrict__ dy, const float* __restrict__ factors, float* __restrict__ partial, u32 rows, u32 width) {
+    sum_piece(dy, nullptr, 0, factors, partial, rows, width);
 }
 
 // The same of dy · x · inverse, with one inverse for each row.

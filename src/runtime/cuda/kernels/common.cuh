@@ -50,6 +50,13 @@ __device__ __forceinline__ bf16x8 pack8(const float (&from)[8]) {
     return to;
 }
 
+// 8 neighbours in fp32: 32 bytes, of which each half is aligned.
+__device__ __forceinline__ void load8(const float* __restrict__ from, float (&to)[8]) {
+    float4 first = reinterpret_cast<const float4*>(from)[0], second = reinterpret_cast<const float4*>(from)[1];
+    to[0] = first.x, to[1] = first.y, to[2] = first.z, to[3] = first.w;
+    to[4] = second.x, to[5] = second.y, to[6] = second.z, to[7] = second.w;
+}
+
 // The values of four FP8 (e4m3) numbers, the first in the lowest byte. Below compute capability 8.9 there are none; the host does not
 // launch what reads them there.
 __device__ __forceinline__ void widen(u32 four, float (&to)[4]) {

@@ -24,10 +24,10 @@ __device__ __forceinline__ u32 best(const u32* keys, u32 count) {
     return __reduce_min_sync(0xffffffffu, most == top ? at : ~0u);
 }
 
-// scores: tokens × experts, logits at first. bias: experts, or null. chosen (ascending) and weights: tokens × top_k.
+// scores: tokens × experts, logits at first, without what `added` has for each expert. bias: for the choice alone. Both may be null. chosen (ascending) and weights: tokens × top_k.
 // Dynamic shared memory: for each warp 2 · experts + groups values of 4 bytes. At most 32 experts are chosen.
 extern "C" __global__ void __launch_bounds__(128) router_forward(
-    float* __restrict__ scores, const float* __restrict__ bias, u32* __restrict__ chosen, float* __restrict__ weights,
+    float* __restrict__ scores, const float* __restrict__ added, const float* __restrict__ bias, u32* __restrict__ chosen, float* __restrict__ weights,
     u32 tokens, u32 experts, u32 groups, u32 topk_groups, u32 top_k, u32 softmax, u32 normalised, float factor) {
     extern __shared__ u32 room[];
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(128) router_forward(
         if (softmax) {
             float largest = -infinity(), sum = 0.f;
             for (u32 i = lane; i < experts; i += 32) {
-                score[i] = row[i];
+                score[i] = added ? row[i] + added[i] : row[i];
                 largest = fmaxf(largest, score[i]);
             }
             largest = warp_max(largest);
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(128) router_forward(
             sum = warp_sum(sum);
             for (u32 i = lane; i < experts; i += 32) score[i] /= sum;
         } else {
-            for (u32 i = lane; i < experts; i += 32) score[i] = 1.f / (1.f + expf(-row[i]));
+            for (u32 i = lane; i < experts; i += 32) score[i] = 1.f / (1.f + expf(-(added ? row[i] + added[i] : row[i])));
         }
         for (u32 i = lane; i < experts; i += 32) {
             row[i] = score[i];

@@ -1,6 +1,7 @@
 //! Biases: one value for each column.
 
-use super::{assert_aligned, columns, eights, streaming};
+use super::columns::{self, Times};
+use super::{assert_aligned, eights, streaming};
 use crate::error::Result;
 use crate::runtime::cuda::kernel::arguments;
 use crate::runtime::cuda::{Bf16, Slice, Stream};
@@ -31,7 +32,7 @@ pub fn add(stream: &Stream, sms: u32, y: Slice<Bf16>, bias: Slice<f32>) -> Resul
 /// # Panics
 /// As [`add`].
 pub fn gradient(stream: &Stream, sms: u32, dy: Slice<Bf16>, d_bias: Slice<f32>, scratch: Slice<f32>) -> Result<()> {
-    columns::add_sums(stream, sms, dy, None, d_bias, scratch)
+    columns::add_sums(stream, sms, dy, &Times::One, d_bias, scratch)
 }
 
 /// f32 elements of scratch for a gradient.

@@ -16,20 +16,22 @@ pub(super) fn scratch(rows: usize, width: usize) -> usize {
     rows.div_ceil(PIECE) * width
 }
 
-/// What each value is multiplied with before it is summed: one of `x`, whose rows stand `stride` values apart, and one of each row's
-/// `inverses`.
-pub(super) struct Normed {
-    pub x: Slice<Bf16>,
-    pub stride: usize,
-    pub inverses: Slice<f32>,
+/// What each value is multiplied with before it is summed.
+pub(super) enum Times {
+    /// Nothing.
+    One,
+    /// One number for each row.
+    Rows(Slice<f32>),
+    /// One of `x`, whose rows stand `stride` values apart, and one of each row's `inverses`.
+    Normed { x: Slice<Bf16>, stride: usize, inverses: Slice<f32> },
 }
 
-/// `to += Σ over rows of dy`, or of the normed product; `to` has one element for each column. `partial`: at least [`scratch`].
+/// `to += Σ over rows of dy`, or of a product; `to` has one element for each column. `partial`: at least [`scratch`].
 pub(super) fn add_sums(
     stream: &Stream,
     sms: u32,
     dy: Slice<Bf16>,
-    normed: Option<&Normed>,
+    times: &Times,
     to: Slice<f32>,
     partial: Slice<f32>,
 ) -> Result<()> {
@@ -41,15 +43,20 @@ pub(super) fn add_sums(
     eights(width);
     let grid = looping(rows.div_ceil(PIECE) * width.div_ceil(STRIP), sms, PER_SM, THREADS);
     let device = stream.device();
-    // SAFETY: the kernels read all of `dy`, as many rows of `x` and inverses where there are some, and write as much of `partial` as
+    // SAFETY: the kernels read all of `dy`, as many rows of `x` and factors where there are some, and write as much of `partial` as
     // its length was checked for. (The caller has checked what is normed.)
     unsafe {
-        match normed {
-            None => {
+        match *times {
+            Times::One => {
                 let kernel = device.kernel("columns_sum");
                 kernel.launch(stream, grid, arguments![dy, partial, count(rows), count(width)])?;
             }
-            Some(&Normed { x, stride, inverses }) => {
+            Times::Rows(factors) => {
+                assert_eq!(factors.len(), rows, "a factor for each row");
+                let kernel = device.kernel("columns_sum_weighed");
+                kernel.launch(stream, grid, arguments![dy, factors, partial, count(rows), count(width)])?;
+            }
+            Times::Normed { x, stride, inverses } => {
                 let kernel = device.kernel("columns_sum_normed");
                 let arguments = arguments![dy, x, count(stride), inverses, partial, count(rows), count(width)];
                 kernel.launch(stream, grid, arguments)?;

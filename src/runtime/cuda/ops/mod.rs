@@ -9,6 +9,8 @@ mod columns;
 pub mod element;
 pub mod embedding;
 pub mod exchange;
+pub mod expert_bias;
+pub mod gate;
 pub mod grouped;
 pub mod grouped_fp8;
 pub mod latent;

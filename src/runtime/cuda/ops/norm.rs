@@ -1,6 +1,6 @@
 //! RMSNorm.
 
-use super::columns::{self, Normed};
+use super::columns::{self, Times};
 use super::{PER_SM, THREADS, assert_aligned, count, looping};
 use crate::error::Result;
 use crate::runtime::cuda::kernel::arguments;
@@ -96,7 +96,7 @@ pub fn gain_gradient(
         let arguments = arguments![x, count(stride), inverses, count(rows), count(width), epsilon];
         kernel.launch(stream, grid, arguments)?;
     }
-    columns::add_sums(stream, sms, dy, Some(&Normed { x, stride, inverses }), d_gain, partial)
+    columns::add_sums(stream, sms, dy, &Times::Normed { x, stride, inverses }, d_gain, partial)
 }
 
 /// f32 elements of scratch for a gain's gradient.

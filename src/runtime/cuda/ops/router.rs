@@ -59,8 +59,8 @@ impl Rule {
     }
 }
 
-/// Scores tokens and chooses their experts. `logits`, tokens × experts, become the scores; `bias`, one value for each expert or
-/// [`Slice::none`], is added when experts are chosen, not when they are weighed. `experts`, ascending for each token, and `weights`
+/// Scores tokens and chooses their experts. `logits`, tokens × experts, become the scores. Biases, one value for each expert or
+/// [`Slice::none`]: `added` to the logits; and `balance` when experts are chosen, not when they are weighed. `experts`, ascending for each token, and `weights`
 /// are tokens × top-k. Of equal scores the lower expert is chosen.
 ///
 /// # Errors
@@ -73,14 +73,15 @@ pub fn forward(
     sms: u32,
     rule: &Rule,
     logits: Slice<f32>,
-    bias: Slice<f32>,
+    [added, balance]: [Slice<f32>; 2],
     (experts, weights): (Slice<u32>, Slice<f32>),
 ) -> Result<()> {
     rule.check();
     let tokens = logits.len() / rule.experts;
     let chosen = tokens * rule.top_k;
     assert_eq!(logits.len(), tokens * rule.experts, "one logit for each token and expert");
-    assert!(bias.is_empty() || bias.len() == rule.experts, "one bias for each expert");
+    let fits = |bias: Slice<f32>| bias.is_empty() || bias.len() == rule.experts;
+    assert!(fits(added) && fits(balance), "one bias for each expert");
     assert!(experts.len() == chosen && weights.len() == chosen, "{tokens} × {} are chosen", rule.top_k);
     let grid = Rule::grid(tokens, sms, 2 * rule.experts + rule.groups);
     let shape = [rule.experts, rule.groups, rule.topk_groups, rule.top_k].map(count);
@@ -95,7 +96,8 @@ pub fn forward(
             grid,
             arguments![
                 logits,
-                bias,
+                added,
+                balance,
                 experts,
                 weights,
                 count(tokens),

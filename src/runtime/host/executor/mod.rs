@@ -9,7 +9,7 @@
 //! parallelism here.
 
 mod arena;
-pub mod checkpoint;
+mod checkpoint;
 mod chunk;
 pub mod compare;
 mod fabric;
@@ -24,7 +24,7 @@ mod sync;
 
 pub use crate::runtime::world::Gpu;
 pub use order::Order;
-pub use stage::StageParameters;
+pub use stage::{StageParameters, is_expert, reads_table};
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,6 @@
 //! The ends of the model: embedding and head.
 
-use super::{Context, Sizes, absent};
+use super::{Context, Sizes, States};
 use crate::error::Result;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
@@ -15,9 +15,9 @@ pub struct EmbeddingUnit {
 }
 
 impl EmbeddingUnit {
-    /// `name` is that of its table.
-    pub fn new(shape: &Shape, name: &str, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
-        Ok(Self { table: store.vector(name)?, dy: packer.take(Block::FromI, sizes.tokens * shape.hidden()) })
+    /// With the table in `store`.
+    pub fn new(shape: &Shape, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
+        Ok(Self { table: store.table()?, dy: packer.take(Block::FromI, sizes.tokens * shape.hidden()) })
     }
 
     /// Where the gradient of its output is put.
@@ -38,71 +38,90 @@ impl EmbeddingUnit {
     }
 }
 
-/// The output head: norm, logits, cross-entropy. The gradient of the logits is made in F.
+/// The output head: norm, logits, cross-entropy; once for the model, and once for each MTP module. The gradient of the logits is made in F.
 pub struct HeadUnit {
-    norm: Vector,
     matrix: Matrix,
-    x: Spot<Bf16>,
-    normed: Spot<Bf16>,
-    /// tokens × vocabulary.
+    runs: Vec<Run>,
+    /// tokens × vocabulary; of one run at a time, as all that follows.
     logits: Spot<f32>,
     losses: Spot<f32>,
-    d_logits: Spot<Bf16>,
     d_normed: Spot<Bf16>,
     gain_scratch: Spot<f32>,
+}
+
+/// What each run has for itself.
+struct Run {
+    norm: Vector,
+    /// Of its loss.
+    weight: f32,
+    x: Spot<Bf16>,
+    normed: Spot<Bf16>,
+    d_logits: Spot<Bf16>,
 }
 
 impl HeadUnit {
     /// `name` is what stands in front of its tensors.
     pub fn new(shape: &Shape, name: &str, sizes: Sizes, store: &Store, packer: &mut Packer) -> Result<Self> {
-        if shape.model.tied_embedding {
-            return Err(absent("heads that are tied to the embedding"));
-        }
         let (tokens, hidden, vocabulary) = (sizes.tokens, shape.hidden(), shape.model.vocabulary as usize);
+        let run = |(number, weight): (usize, f64)| {
+            Ok(Run {
+                norm: store.vector(&format!("{name}.norms.{number}.gain"))?,
+                weight: weight as f32,
+                x: packer.take_once(Block::UntilI, tokens * hidden),
+                normed: packer.take_once(Block::UntilW, tokens * hidden),
+                d_logits: packer.take_once(Block::UntilW, tokens * vocabulary),
+            })
+        };
+        let runs = shape.loss_weights().into_iter().enumerate().map(run).collect::<Result<_>>()?;
         Ok(Self {
-            norm: store.vector(&format!("{name}.norms.0.gain"))?,
-            matrix: store.matrix(&format!("{name}.matrix"))?,
-            x: packer.take_once(Block::UntilI, tokens * hidden),
-            normed: packer.take_once(Block::UntilW, tokens * hidden),
+            matrix: if shape.model.tied_embedding { store.tied()? } else { store.matrix(&format!("{name}.matrix"))? },
+            runs,
             logits: packer.take_once(Block::Forward, tokens * vocabulary),
             losses: packer.take_once(Block::Forward, tokens),
-            d_logits: packer.take_once(Block::UntilW, tokens * vocabulary),
             d_normed: packer.take(Block::Backward, tokens * hidden),
             gain_scratch: packer.take(Block::Backward, norm::gain_gradient_scratch(tokens, hidden)),
         })
     }
 
-    /// Where its input lies.
-    pub fn input(&self) -> Spot<Bf16> {
-        self.x
+    /// Where the hidden states that it reads lie.
+    pub fn input(&self) -> impl Iterator<Item = Spot<Bf16>> {
+        self.runs.iter().map(|run| run.x)
     }
 
-    /// F: the sum of the losses of all tokens goes to `loss`. `scale`: of the gradient, one over the tokens of the step.
-    pub fn forward(&self, context: &Context, targets: Slice<u32>, scale: f32, loss: Slice<f32>) -> Result<()> {
+    /// F: of each run, the sum of the losses of all tokens goes to `losses`. `targets`: by run. `scale`: of the gradient, one over the tokens of the
+    /// step.
+    pub fn forward(&self, context: &Context, targets: &[Slice<u32>], scale: f32, losses: Slice<f32>) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let (x, normed) = (blocks.at(self.x), blocks.at(self.normed));
-        let (logits, losses) = (blocks.at(self.logits), blocks.at(self.losses));
-        let gain = self.norm.values;
-        norm::forward(stream, sms, (x, gain.len()), gain, normed, context.epsilon())?;
-        context.product(normed, self.matrix, logits, false)?;
-        loss::cross_entropy(stream, sms, logits, targets, scale, blocks.at(self.d_logits), losses)?;
-        loss::sum(stream, losses, loss)
+        let (logits, of_tokens) = (blocks.at(self.logits), blocks.at(self.losses));
+        for (number, (run, &targets)) in self.runs.iter().zip(targets).enumerate() {
+            let (x, normed, gain) = (blocks.at(run.x), blocks.at(run.normed), run.norm.values);
+            norm::forward(stream, sms, (x, gain.len()), gain, normed, context.epsilon())?;
+            context.product(normed, self.matrix, logits, false)?;
+            let scale = scale * run.weight;
+            loss::cross_entropy(stream, sms, logits, targets, scale, blocks.at(run.d_logits), of_tokens)?;
+            loss::sum(stream, of_tokens, losses.part(number..number + 1))?;
+        }
+        Ok(())
     }
 
-    /// I: the gradient of its input.
-    pub fn input_gradient(&self, context: &Context, dx: Slice<Bf16>) -> Result<()> {
+    /// I: the gradient of each hidden state.
+    pub fn input_gradient(&self, context: &Context, dx: &States) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
-        let (x, d_normed, scratch) = (blocks.at(self.x), blocks.at(self.d_normed), blocks.at(self.gain_scratch));
-        context.product_input(blocks.at(self.d_logits), self.matrix, d_normed, false)?;
-        let (gain, epsilon) = (self.norm, context.epsilon());
-        let width = gain.values.len();
-        norm::gain_gradient(stream, sms, (x, width), d_normed, gain.gradient, scratch, epsilon)?;
-        norm::input_gradient(stream, sms, (x, width), gain.values, d_normed, (dx, width), None, epsilon)
+        let (d_normed, scratch, epsilon) = (blocks.at(self.d_normed), blocks.at(self.gain_scratch), context.epsilon());
+        for (run, &dx) in self.runs.iter().zip(dx) {
+            let (x, gain) = (blocks.at(run.x), run.norm);
+            let width = gain.values.len();
+            context.product_input(blocks.at(run.d_logits), self.matrix, d_normed, false)?;
+            norm::gain_gradient(stream, sms, (x, width), d_normed, gain.gradient, scratch, epsilon)?;
+            norm::input_gradient(stream, sms, (x, width), gain.values, d_normed, (dx, width), None, epsilon)?;
+        }
+        Ok(())
     }
 
     /// W.
     pub fn accumulate(&self, context: &Context) -> Result<()> {
         let blocks = context.blocks;
-        context.product_weight(blocks.at(self.normed), blocks.at(self.d_logits), self.matrix)
+        let run = |run: &Run| context.product_weight(blocks.at(run.normed), blocks.at(run.d_logits), self.matrix);
+        self.runs.iter().try_for_each(run)
     }
 }

@@ -6,9 +6,10 @@
 //! The routing is kept from F to I even where all else of the layer is computed again: combine's backward reads nothing else, and so waits
 //! for nothing that is, and sums in another order could choose other experts.
 
+use super::expert_biases::ExpertBiases;
 use super::passage::{Passage, Returns, Target};
 use super::product::{Gradient, Input, Product, Tiles, in_fp8};
-use super::{Context, Exchange, Parts, Sizes, absent};
+use super::{Context, Exchange, Parts, Sizes};
 use crate::error::Result;
 use crate::ir::Phase;
 use crate::job::model::{Dtype, Moe};
@@ -18,7 +19,7 @@ use crate::runtime::cuda::executor::forms::{Form, Forms, Ways};
 use crate::runtime::cuda::executor::store::{Matrix, Store, Vector};
 use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::router::{self, Rule};
-use crate::runtime::cuda::ops::swiglu;
+use crate::runtime::cuda::ops::{bias, swiglu};
 use crate::runtime::cuda::{Bf16, Slice};
 use crate::runtime::host::Shape;
 
@@ -28,9 +29,12 @@ pub struct Experts {
     /// GPUs that share the experts.
     places: usize,
     router: Matrix,
+    router_bias: Option<Vector>,
+    bias_scratch: Spot<f32>,
     balance: Option<Vector>,
     gate_up: Product,
     down: Product,
+    biases: Option<ExpertBiases>,
     /// Width between the matrices.
     width: usize,
     /// tokens × experts.
@@ -105,16 +109,7 @@ impl Experts {
     ) -> Result<Self> {
         let Sizes { tokens, local_experts, first_expert, .. } = sizes;
         let of = |part: &str| format!("{name}.{part}");
-        if store.vector_if_any(&of("router.logits.bias")).is_some() {
-            return Err(absent("routers with biases"));
-        }
-        if moe.shared_gate {
-            return Err(absent("gates of shared experts"));
-        }
         let expert = |number: u32, part: &str| of(&format!("mlp.experts.{number}.{part}"));
-        if store.vector_if_any(&expert(first_expert, "gate_up.bias")).is_some() {
-            return Err(absent("experts with biases"));
-        }
         let formats = shape.policy.expert();
         let names = |part: &str| -> Vec<String> {
             let numbers = first_expert..first_expert + local_experts as u32;
@@ -124,8 +119,11 @@ impl Experts {
         let cut = forms.parts(unit);
         let capacity = sizes.capacity / cut;
         let narrow = shape.policy.dispatch() == Some(Dtype::Fp8);
-        // What the job sends in FP8 is never there in bf16, if products read FP8.
-        let (x_comes, dy_comes) = (narrow && in_fp8(&formats.gate_up), narrow && in_fp8(&formats.down));
+        let router_bias = store.vector_if_any(&of("router.logits.bias"));
+        let biases = moe.expert_bias.then(|| ExpertBiases::new(names, store)).transpose()?;
+        // What the job sends in FP8 is never there in bf16, if products alone read it, and in FP8.
+        let (x_comes, dy_comes) =
+            (narrow && in_fp8(&formats.gate_up), narrow && in_fp8(&formats.down) && biases.is_none());
         let (gate_up, down) = (names("gate_up.weight"), names("down.weight"));
         let gate_up = Product::of_experts(formats.gate_up, &gate_up, (capacity, false), store, packer)?;
         let down = Product::of_experts(formats.down, &down, (capacity, dy_comes), store, packer)?;
@@ -175,9 +173,13 @@ impl Experts {
             },
             places: sizes.places,
             router: store.matrix(&of("router.logits.weight"))?,
+            bias_scratch: packer
+                .take(Block::Weights, router_bias.map_or(0, |_| bias::gradient_scratch(tokens, experts))),
+            router_bias,
             balance: store.vector_if_any(&of("router.balance")),
             gate_up,
             down,
+            biases,
             width,
             scores: packer.take_once(Block::UntilI, tokens * experts),
             d_logits: packer.take(Block::FromI, tokens * experts),
@@ -194,8 +196,8 @@ impl Experts {
         let &Context { stream, sms, blocks, .. } = context;
         let scores = blocks.at(self.scores);
         context.product(tokens, self.router, scores, false)?;
-        let bias = self.balance.map_or(Slice::none(), |bias| bias.values);
-        router::forward(stream, sms, &self.rule, scores, bias, (blocks.at(self.experts), blocks.at(self.weights)))
+        let biases = [self.router_bias, self.balance].map(|bias| bias.map_or(Slice::none(), |bias| bias.values));
+        router::forward(stream, sms, &self.rule, scores, biases, (blocks.at(self.experts), blocks.at(self.weights)))
     }
 
     /// In front of an exchange: its payload quantised. Dispatch sends `sent` in F, combine in I: all tokens × hidden.
@@ -258,7 +260,9 @@ impl Experts {
         self.each(parts).try_for_each(|(part, ways)| {
             self.up_to_last(context, exchange, (part, ways, true), tokens)?;
             let (groups, results) = (part.groups(context.blocks), context.blocks.at(part.results));
-            self.down.forward(context, &part.active, groups, results, false)
+            self.down.forward(context, &part.active, groups, results, false)?;
+            let weights = context.blocks.at(part.row_weights);
+            self.biases.as_ref().map_or(Ok(()), |biases| biases.add_results(context, results, weights, groups))
         })
     }
 
@@ -286,7 +290,11 @@ impl Experts {
         if matches!(target, Target::Bf16(_)) {
             part.arrived.complete(context, groups)?;
         }
-        self.gate_up.forward(context, &part.arrived, groups, context.blocks.at(part.inner), false)?;
+        let inner = context.blocks.at(part.inner);
+        self.gate_up.forward(context, &part.arrived, groups, inner, false)?;
+        if let Some(biases) = &self.biases {
+            biases.add_inner(context, inner, groups)?;
+        }
         self.activate(context, part)
     }
 
@@ -344,6 +352,9 @@ impl Experts {
             let (inner, d_weights) = (blocks.at(part.inner), blocks.at(part.d_row_weights));
             let (width, rows) = (self.width, groups.rows());
             swiglu::input_gradient(stream, sms, inner, weights, d_active, d_inner, d_weights, width, rows)?;
+            if let (Some(biases), DResults::Values(d_results)) = (&self.biases, part.d_results) {
+                biases.gradients(context, d_inner, (blocks.at(d_results), weights, d_weights), groups)?;
+            }
             self.gate_up.input_gradient(context, d_inner, groups, blocks.at(part.d_arrived), false)
         })
     }
@@ -392,7 +403,13 @@ impl Experts {
 
     /// W of the router.
     pub fn accumulate_router(&self, context: &Context, tokens: Slice<Bf16>) -> Result<()> {
-        context.product_weight(tokens, context.blocks.at(self.d_logits), self.router)
+        let &Context { stream, sms, blocks, .. } = context;
+        let (d_logits, scratch) = (blocks.at(self.d_logits), blocks.at(self.bias_scratch));
+        context.product_weight(tokens, d_logits, self.router)?;
+        match self.router_bias {
+            Some(added) => bias::gradient(stream, sms, d_logits, added.gradient, scratch),
+            None => Ok(()),
+        }
     }
 
     /// W of the experts.

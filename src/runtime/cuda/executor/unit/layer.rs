@@ -2,6 +2,7 @@
 
 use super::attention::Attention;
 use super::experts::Experts;
+use super::gate::Gate;
 use super::mlp::Mlp;
 use super::product::Input;
 use super::{Context, Exchange, Parts, Sizes};
@@ -38,13 +39,14 @@ pub struct LayerUnit {
 
 /// What comes last in a layer.
 enum Last {
-    Dense(Mlp),
-    Experts { routed: Box<Experts>, shared: Option<Shared> },
+    Dense(Box<Mlp>),
+    Experts { routed: Box<Experts>, shared: Option<Box<Shared>> },
 }
 
 /// The shared expert.
 struct Shared {
     mlp: Mlp,
+    gate: Option<Gate>,
     output: Spot<Bf16>,
     d_tokens: Spot<Bf16>,
 }
@@ -65,15 +67,19 @@ impl LayerUnit {
         // Routers and their gradients read tokens in bf16.
         let (mut read, mut kept) = (Some(formats.gate_up), Block::Forward);
         let last = match shape.model.moe.as_ref().filter(|_| with_experts) {
-            None => Last::Dense(Mlp::new(formats, &of("mlp"), sizes, store, packer)?),
+            None => Last::Dense(Box::new(Mlp::new(formats, (&of("mlp"), None), sizes, store, packer)?)),
             Some(moe) => {
                 let routed = Box::new(Experts::new(shape, moe, name, (sizes, forms, unit), store, packer)?);
-                let mut shared = || -> Result<Shared> {
-                    Ok(Shared {
-                        mlp: Mlp::new(formats, &of("mlp.shared"), sizes, store, packer)?,
+                let mut shared = || -> Result<Box<Shared>> {
+                    let gate = || Gate::new(&of("router.shared_gate.weight"), sizes, store, packer);
+                    let gate = moe.shared_gate.then(gate).transpose()?;
+                    let weights = gate.as_ref().map(Gate::weights);
+                    Ok(Box::new(Shared {
+                        mlp: Mlp::new(formats, (&of("mlp.shared"), weights), sizes, store, packer)?,
+                        gate,
                         output: packer.take_once(Block::Forward, stream),
                         d_tokens: packer.take(Block::Backward, stream),
-                    })
+                    }))
                 };
                 let shared = (moe.shared_width > 0).then(&mut shared).transpose()?;
                 (read, kept) = (read.filter(|_| shared.is_some()), Block::UntilW);
@@ -120,7 +126,11 @@ impl LayerUnit {
         self.stream_forward(context)?;
         match &self.last {
             Last::Dense(_) => Ok(()),
-            Last::Experts { routed, .. } => routed.route(context, self.tokens.values(context.blocks)),
+            Last::Experts { routed, .. } => {
+                let tokens = self.tokens.values(context.blocks);
+                routed.route(context, tokens)?;
+                self.gate().map_or(Ok(()), |gate| gate.forward(context, tokens))
+            }
         }
     }
 
@@ -346,6 +356,9 @@ impl LayerUnit {
         if let Last::Experts { routed, shared } = &self.last {
             let shared = shared.as_ref().map_or(Slice::none(), |shared| blocks.at(shared.d_tokens));
             routed.tokens_gradient(context, parts, shared, blocks.at(self.d_tokens))?;
+            if let Some(gate) = self.gate() {
+                gate.input_gradient(context, blocks.at(self.d_tokens))?;
+            }
             self.mlp_norm_gradient(context)?;
         }
         let (d_stream, d_normed) = (blocks.at(self.d_stream), blocks.at(self.d_normed));
@@ -359,7 +372,11 @@ impl LayerUnit {
         self.attention.accumulate(context, &self.normed, blocks.at(self.d_stream))?;
         match &self.last {
             Last::Dense(_) => Ok(()),
-            Last::Experts { routed, .. } => routed.accumulate_router(context, self.tokens.values(blocks)),
+            Last::Experts { routed, .. } => {
+                let tokens = self.tokens.values(blocks);
+                routed.accumulate_router(context, tokens)?;
+                self.gate().map_or(Ok(()), |gate| gate.accumulate(context, tokens))
+            }
         }
     }
 
@@ -386,6 +403,14 @@ impl LayerUnit {
     /// Whether it has experts.
     pub fn has_experts(&self) -> bool {
         matches!(self.last, Last::Experts { .. })
+    }
+
+    /// Of the shared expert.
+    fn gate(&self) -> Option<&Gate> {
+        match &self.last {
+            Last::Experts { shared: Some(shared), .. } => shared.gate.as_ref(),
+            Last::Dense(_) | Last::Experts { shared: None, .. } => None,
+        }
     }
 
     /// What the attention reads.

@@ -1,11 +1,11 @@
 //! A SwiGLU MLP that sees every token: the dense one, or the shared expert.
 
+use super::gate::RowWeights;
 use super::product::{Input, Product};
 use super::{Context, Sizes};
 use crate::error::Result;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::Store;
-use crate::runtime::cuda::executor::unit::absent;
 use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::{Rows, swiglu};
 use crate::runtime::cuda::{Bf16, Slice};
@@ -15,6 +15,8 @@ use crate::runtime::host::precision::MlpFormats;
 pub struct Mlp {
     gate_up: Product,
     down: Product,
+    /// What its rows are multiplied with.
+    weights: Option<RowWeights>,
     /// tokens × 2 · width.
     inner: Spot<Bf16>,
     /// tokens × width.
@@ -24,12 +26,15 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `name` is what stands in front of its tensors.
-    pub fn new(formats: MlpFormats, name: &str, sizes: Sizes, store: &mut Store, packer: &mut Packer) -> Result<Self> {
+    /// `name` is what stands in front of its tensors; `weights`: of its rows, if they are weighed.
+    pub fn new(
+        formats: MlpFormats,
+        (name, weights): (&str, Option<RowWeights>),
+        sizes: Sizes,
+        store: &mut Store,
+        packer: &mut Packer,
+    ) -> Result<Self> {
         let of = |part: &str| format!("{name}.{part}");
-        if store.vector_if_any(&of("gate_up.bias")).is_some() || store.vector_if_any(&of("down.bias")).is_some() {
-            return Err(absent("MLPs with biases"));
-        }
         let tokens = sizes.tokens;
         let gate_up = Product::of_tokens(formats.gate_up, &of("gate_up.weight"), tokens, store, packer)?;
         let down = Product::of_tokens(formats.down, &of("down.weight"), tokens, store, packer)?;
@@ -37,6 +42,7 @@ impl Mlp {
         Ok(Self {
             gate_up,
             down,
+            weights,
             inner: packer.take(Block::UntilI, 2 * inner),
             active: Input::new(packer, Some(formats.down), (tokens, width), Block::Forward, packer.recompute().swiglu),
             d_active: packer.take(Block::Backward, inner),
@@ -44,7 +50,7 @@ impl Mlp {
         })
     }
 
-    /// `y = down(silu(gate(x)) · up(x))`, or with `add` `y +=` that. `x` is complete.
+    /// `y = down(weight · silu(gate(x)) · up(x))`, or with `add` `y +=` that. `x` is complete.
     pub fn forward(&self, context: &Context, x: &Input, y: Slice<Bf16>, add: bool) -> Result<()> {
         self.again(context, x)?;
         self.down.forward(context, &self.active, Groups::one(context.tokens), y, add)
@@ -61,7 +67,8 @@ impl Mlp {
     pub fn active_again(&self, context: &Context) -> Result<()> {
         let &Context { stream, sms, blocks, .. } = context;
         let (inner, active, all) = (blocks.at(self.inner), self.active.values(blocks), Groups::one(context.tokens));
-        swiglu::forward(stream, sms, inner, Slice::none(), active, self.down.inputs, Rows::exactly(context.tokens))?;
+        let weights = self.weights.map_or(Slice::none(), |weights| blocks.at(weights.values));
+        swiglu::forward(stream, sms, inner, weights, active, self.down.inputs, Rows::exactly(context.tokens))?;
         self.active.complete(context, all)
     }
 
@@ -71,8 +78,10 @@ impl Mlp {
         let (inner, d_active, d_inner) = (blocks.at(self.inner), blocks.at(self.d_active), blocks.at(self.d_inner));
         let all = Groups::one(context.tokens);
         self.down.input_gradient(context, dy, all, d_active, false)?;
-        let (none, rows) = (Slice::none(), Rows::exactly(context.tokens));
-        swiglu::input_gradient(stream, sms, inner, none, d_active, d_inner, none, self.down.inputs, rows)?;
+        let of = |which: fn(RowWeights) -> Spot<f32>| self.weights.map_or(Slice::none(), |of| blocks.at(which(of)));
+        let (weights, d_weights) = (of(|of| of.values), of(|of| of.gradients));
+        let (width, rows) = (self.down.inputs, Rows::exactly(context.tokens));
+        swiglu::input_gradient(stream, sms, inner, weights, d_active, d_inner, d_weights, width, rows)?;
         self.gate_up.input_gradient(context, d_inner, all, dx, false)
     }
 

@@ -2,21 +2,25 @@
 //! a routed row is multiplied in where the expert works on it (`w · silu(gate) · up`), not where its result comes back. So results need
 //! not be kept for the gradient of the weights, and what comes back is a plain sum.
 //!
-//! Values are bf16, what products read FP8 where the policy says so ([`product`]), sums and gradients of parameters fp32. Gradients of gains, biases of norms and loads of experts are added up in I,
+//! Values are bf16, what products read FP8 where the policy says so ([`product`]), sums and gradients of parameters fp32. Gradients of gains, biases of experts and loads of experts are added up in I,
 //! those of matrices in W.
 
 mod attention;
 mod ends;
+mod expert_biases;
 mod experts;
+mod gate;
 mod latent;
 mod layer;
 mod mlp;
+mod mtp;
 mod multi_head;
 mod passage;
 mod product;
 
 pub use ends::{EmbeddingUnit, HeadUnit};
 pub use layer::LayerUnit;
+pub use mtp::MtpUnit;
 
 use std::ops::Range;
 
@@ -30,6 +34,9 @@ use crate::runtime::cuda::product::{Output, Products};
 use crate::runtime::cuda::watch::Watch;
 use crate::runtime::cuda::{Bf16, Slice, Stream};
 use crate::runtime::host::{Shape, unit};
+
+/// Hidden states between units, or their gradients: the model's, and each MTP module's so far. Each is tokens × hidden.
+pub type States = Vec<Slice<Bf16>>;
 
 /// What ops read besides their chunk.
 #[derive(Clone, Copy)]
@@ -72,6 +79,8 @@ pub enum UnitOps {
     Embedding(EmbeddingUnit),
     /// A decoder layer.
     Layer(Box<LayerUnit>),
+    /// A multi-token-prediction module.
+    Mtp(Box<MtpUnit>),
     /// The output head.
     Head(Box<HeadUnit>),
 }
@@ -110,32 +119,55 @@ impl UnitOps {
         packer.next_unit(number);
         let name = unit::name(unit);
         Ok(match unit {
-            Unit::Embedding => Self::Embedding(EmbeddingUnit::new(shape, &name, sizes, store, packer)?),
+            Unit::Embedding => Self::Embedding(EmbeddingUnit::new(shape, sizes, store, packer)?),
             Unit::Dense(layer) | Unit::Moe(layer) => {
                 let of = (&*name, layer, shape.has_experts(unit));
                 let layer = LayerUnit::new(shape, of, (sizes, forms, number), store, packer)?;
                 Self::Layer(Box::new(layer))
             }
             Unit::Head => Self::Head(Box::new(HeadUnit::new(shape, &name, sizes, store, packer)?)),
-            Unit::Mtp(_) => return Err(absent("multi-token prediction")),
+            Unit::Mtp(module) => {
+                let of = (&*name, module, shape.has_experts(unit));
+                Self::Mtp(Box::new(MtpUnit::new(shape, of, (sizes, forms, number), store, packer)?))
+            }
         })
     }
 
-    /// Where its input lies; the embedding has none.
-    pub fn input(&self, blocks: &Blocks) -> Option<Slice<Bf16>> {
+    /// The decoder layer, if it has one.
+    pub fn layer(&self) -> Option<&LayerUnit> {
         match self {
-            Self::Embedding(_) => None,
-            Self::Layer(layer) => Some(blocks.at(layer.input())),
-            Self::Head(head) => Some(blocks.at(head.input())),
+            Self::Layer(layer) => Some(layer),
+            Self::Mtp(module) => Some(module.layer()),
+            Self::Embedding(_) | Self::Head(_) => None,
+        }
+    }
+
+    /// What of the attention's work the backward does again.
+    pub fn attention_again(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Layer(layer) => layer.attention_again(context),
+            Self::Mtp(module) => module.attention_again(context),
+            Self::Embedding(_) | Self::Head(_) => Ok(()),
+        }
+    }
+
+    /// Where its input lies; the embedding has none.
+    pub fn input(&self, blocks: &Blocks) -> States {
+        match self {
+            Self::Embedding(_) => States::new(),
+            Self::Layer(layer) => vec![blocks.at(layer.input())],
+            Self::Mtp(module) => module.input().map(|spot| blocks.at(spot)).collect(),
+            Self::Head(head) => head.input().map(|spot| blocks.at(spot)).collect(),
         }
     }
 
     /// Where the gradient of its output is put; the head has none.
-    pub fn output_gradient(&self, blocks: &Blocks) -> Option<Slice<Bf16>> {
+    pub fn output_gradient(&self, blocks: &Blocks) -> States {
         match self {
-            Self::Embedding(embedding) => Some(blocks.at(embedding.output_gradient())),
-            Self::Layer(layer) => Some(blocks.at(layer.output_gradient())),
-            Self::Head(_) => None,
+            Self::Embedding(embedding) => vec![blocks.at(embedding.output_gradient())],
+            Self::Layer(layer) => vec![blocks.at(layer.output_gradient())],
+            Self::Mtp(module) => module.output_gradient().map(|spot| blocks.at(spot)).collect(),
+            Self::Head(_) => States::new(),
         }
     }
 }
@@ -146,6 +178,12 @@ pub fn absent(what: &str) -> Error {
 }
 
 impl Context<'_> {
+    /// The hidden states of a message.
+    pub fn states(&self, message: Slice<Bf16>) -> States {
+        let len = self.tokens * self.shape.hidden();
+        (0..message.len() / len).map(|number| message.part(number * len..(number + 1) * len)).collect()
+    }
+
     /// `y = x Wᵀ`, or with `add` `y += x Wᵀ`.
     fn product<O: Output>(&self, x: Slice<Bf16>, matrix: Matrix, y: Slice<O>, add: bool) -> Result<()> {
         let rows = y.len() / matrix.outputs;
