@@ -44,7 +44,11 @@ fn flops(job: &Job) -> (u64, u64, u64) {
         backward += chunk.i.iter().chain(&chunk.w).map(|op| op.work.flops().0).sum::<u64>();
         for op in &chunk.f {
             let Work::Compute(kernels) = &op.work else { continue };
-            core += kernels.iter().filter(|k| k.rate == Rate::AttentionForward).map(|k| k.flops.0).sum::<u64>();
+            core += kernels
+                .iter()
+                .filter(|k| matches!(k.rate, Rate::AttentionForward { .. }))
+                .map(|k| k.flops.0)
+                .sum::<u64>();
         }
     }
     (forward, backward, core)

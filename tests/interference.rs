@@ -11,7 +11,7 @@ use dualweave::ir::{Kernel, Rate, Work};
 use dualweave::job::cluster::{Cluster, MeasuredInterference};
 use dualweave::job::model::Dtype;
 use dualweave::job::{Overrides, load};
-use dualweave::machine::{Interference, Machine};
+use dualweave::machine::{BF16_GEMM_DEPTH, EXCHANGE_EFFICIENCY, Interference, Machine};
 use dualweave::units::{Bytes, Flops, Nanos};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -57,8 +57,8 @@ fn kernel(name: &str, (flops, bytes): (Flops, Bytes)) -> Kernel {
     let rate = match name.split('_').next().expect("a word") {
         "gemm" => Rate::Gemm { dtype: Dtype::Bf16, depth: 4096 },
         "fp8" => Rate::Gemm { dtype: Dtype::Fp8, depth: 4096 },
-        "attention" if name.ends_with("forward") => Rate::AttentionForward,
-        "attention" => Rate::AttentionBackward,
+        "attention" if name.ends_with("forward") => Rate::AttentionForward { length: 4096 },
+        "attention" => Rate::AttentionBackward { length: 4096 },
         "add" | "copy" => Rate::Memory,
         other => panic!("{other} is not known"),
     };
@@ -74,7 +74,9 @@ fn measured_card(rows: &[Row]) -> Machine {
         number(&row.expect("a row")["comm_alone_gb_s"])
     };
     // 20 CTAs were slower than 16.
-    cluster.nvlink.measured = [4, 8, 16, 24, 32].map(|ctas: u32| (ctas, alone("kernel", &ctas.to_string()))).to_vec();
+    // The exchange of the table is plain writes.
+    let writes = |ctas: u32| alone("kernel", &ctas.to_string()) / EXCHANGE_EFFICIENCY;
+    cluster.nvlink.measured = [4, 8, 16, 24, 32].map(|ctas| (ctas, writes(ctas))).to_vec();
     cluster.nvlink.copy_gb_s = Some(alone("engine", ""));
     cluster.check().expect("a sound cluster");
     Machine::new(&cluster, None)
@@ -145,9 +147,12 @@ fn the_model_against_the_measured_rows() {
 fn each_term_by_hand() {
     let mut machine = Machine::new(&cluster(), None);
     machine.sm_share = vec![];
-    (machine.sms, machine.hbm_byte_s, machine.bf16_gemm_flop_s, machine.launch) = (100, 1000.0, 2000.0, Nanos::ZERO);
+    (machine.sms, machine.hbm_byte_s, machine.launch) = (100, 1000.0, Nanos::ZERO);
+    // 2000 FLOP/s at the depth of the product below.
+    machine.bf16_gemm_flop_s = 2000.0 * (64.0 + BF16_GEMM_DEPTH) / 64.0;
     let link = &mut machine.nvlink;
-    (link.latency, link.byte_s, link.per_sm_byte_s, link.copy_byte_s) = (Nanos::ZERO, 100.0, 10.0, 100.0);
+    (link.latency, link.byte_s, link.per_sm_byte_s, link.copy_byte_s) =
+        (Nanos::ZERO, 100.0 / EXCHANGE_EFFICIENCY, 10.0 / EXCHANGE_EFFICIENCY, 100.0);
     link.measured = vec![];
     let copy = Work::Copy { nvlink: Bytes(100) };
     let exchange = Work::Exchange { nvlink: Bytes(100), network: Bytes::ZERO };
@@ -209,8 +214,8 @@ fn any_kernel() -> impl Strategy<Value = Kernel> {
     let rates = prop::sample::select(vec![
         Rate::Gemm { dtype: Dtype::Bf16, depth: 4096 },
         Rate::Gemm { dtype: Dtype::Fp8, depth: 2048 },
-        Rate::AttentionForward,
-        Rate::AttentionBackward,
+        Rate::AttentionForward { length: 4096 },
+        Rate::AttentionBackward { length: 4096 },
         Rate::Memory,
     ]);
     (rates, 0..10u64.pow(13), 0..10u64.pow(10), 1..4u32).prop_map(|(rate, flops, bytes, launches)| Kernel {

@@ -11,7 +11,7 @@ use dualweave::job::cluster::Link;
 use dualweave::job::model::Dtype;
 use dualweave::job::training::{Recompute, ScheduleKind};
 use dualweave::job::{Job, Overrides, load};
-use dualweave::machine::{LinkModel, Machine, NVLINK_COPY, NVLINK_PER_SM_GB_S};
+use dualweave::machine::{EXCHANGE_EFFICIENCY, HBM_EFFICIENCY, LinkModel, Machine, NVLINK_COPY, NVLINK_PER_SM_GB_S};
 use dualweave::passes::lower::Lowered;
 use dualweave::passes::split::split;
 use dualweave::passes::unit_work::routing::copies;
@@ -52,6 +52,9 @@ fn gemm(dtype: Dtype, [m, n, k]: [u64; 3], launches: u32) -> Kernel {
     }
 }
 
+const FORWARD: Rate = Rate::AttentionForward { length: 4096 };
+const BACKWARD: Rate = Rate::AttentionBackward { length: 4096 };
+
 fn within(value: f64, expected: f64, tolerance: f64) {
     assert!((value / expected - 1.0).abs() <= tolerance, "{value}, not within {tolerance} of {expected}");
 }
@@ -86,36 +89,96 @@ fn nvlink_by_sm_count() {
     within(measured.rate(6) / 1e9, (176.0 + 317.3) / 2.0, 1e-12);
     within(measured.rate(3) / 1e9, (91.1 + 176.0) / 2.0, 1e-12);
     assert_eq!(measured.rate(u32::MAX), measured.rate(132));
-    // 317.3 MB with 8 SMs: 1 ms and the latency. Nothing: no time.
-    assert_eq!(measured.duration(Bytes(317_300_000), 8), Nanos(1_002_000));
+    // 317.3 MB with 8 SMs: 1 ms for plain writes, more for an exchange, and the latency. Nothing: no time.
+    let exchange = Nanos((1e6 / EXCHANGE_EFFICIENCY).round() as u64 + 2_000);
+    assert_eq!(measured.duration(Bytes(317_300_000), 8), exchange);
     assert_eq!(measured.duration(Bytes::ZERO, 8), Nanos::ZERO);
 }
 
+/// Kernels as PyTorch timed them on an H200, held: `docs/measurements/h200_ops.csv`. How far the model is off, over all of a kind.
+#[test]
+fn held_kernels() {
+    let text = fs::read_to_string("docs/measurements/h200_ops.csv").expect("the table");
+    // The rates that the table's fits are about hold for a peak of 989 and 1979 TFLOP/s; memory is the H200's own.
+    let mut cluster = job("deepseek-v3").cluster;
+    cluster.gpu.hbm_gb_s = 4800.0;
+    let machine = Machine::new(&cluster, None);
+    let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')).skip(1) {
+        let mut fields = line.rsplitn(8, ',');
+        let mut number = || fields.next().expect("a field").parse::<f64>().expect("a number");
+        let (rate, _held, _burst, _copies) = (number(), number(), number(), number());
+        let [k, n, m] = [number() as u32, number() as u32, number() as u32];
+        let (op, what) = fields.next().expect("the name").split_once(',').expect("op and what");
+        let products = |dtype, depth| machine.rate(Rate::Gemm { dtype, depth }).map(|rate| rate / 1e12);
+        let depth = match what {
+            "dx" => n,
+            "dw" => m,
+            _ => k,
+        };
+        let (kind, model) = match (op, what) {
+            ("bf16", _) => ("bf16", products(Dtype::Bf16, depth)),
+            ("grouped", _) => ("bf16, grouped", products(Dtype::Bf16, depth)),
+            ("fp8", what) if what.contains("1x128") => ("FP8", products(Dtype::Fp8, depth)),
+            // Of attention the third number is the length.
+            ("attention", what) if what == "cudnn forward 128/128" => {
+                ("attention", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
+            }
+            ("attention", what) if what == "cudnn forward 192/128" => {
+                ("attention of MLA", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
+            }
+            ("pass", "copy" | "add" | "silu and product, two kernels") if m == 1 << 26 => {
+                ("passes", Some(HBM_EFFICIENCY * 4800.0))
+            }
+            _ => continue,
+        };
+        errors.entry(kind).or_default().push(model.expect("a rate") / rate - 1.0);
+    }
+    let mut text = String::from("kind, rows, mean square error, furthest below, furthest above\n");
+    for (kind, errors) in &errors {
+        let square = (errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64).sqrt();
+        let (low, high) = errors.iter().fold((0f64, 0f64), |(low, high), &error| (low.min(error), high.max(error)));
+        let percent = |share: f64| format!("{:+.1} %", 100.0 * share);
+        let _ = writeln!(text, "{kind}: {}, {}, {}, {}", errors.len(), percent(square), percent(low), percent(high));
+    }
+    snapshot("held_kernels", &text);
+    assert_eq!(errors["bf16"].len(), 60);
+    assert!(errors["bf16"].iter().chain(&errors["FP8"]).all(|error| error.abs() < 0.08));
+    assert!(errors["attention"].iter().all(|error| error.abs() < 0.05));
+}
+
 /// DeepGEMM on an H800 (README of February 2025, grouped, contiguous layout): 1292.5 TFLOP/s over an inner dimension of
-/// 7168, 1096 over 2048. The model's curve is within 0.2 % of both, its straight lines within 0.1 % of the curve.
+/// 7168, 1096 over 2048. These are short runs; the model has what a card keeps up.
 #[test]
 fn fp8_products() {
     let machine = Machine::new(&job("deepseek-v3").cluster, None);
-    for (depth, tflops) in [(7168, 1292.5), (2048, 1096.0)] {
+    for (depth, tflops, faster) in [(7168, 1292.5, 1.15), (2048, 1096.0, 1.08)] {
         let rate = machine.rate(Rate::Gemm { dtype: Dtype::Fp8, depth }).expect("a rate");
-        within(rate / 1e12, tflops, 0.003);
+        within(tflops * 1e12 / rate, faster, 0.01);
     }
 }
 
-/// Eight products of 8192 × 7168 × 4096 take 4.65 ms with all SMs. With fewer the share of SMs is what remains.
+/// Eight products of 8192 × 7168 × 4096 take 4.65 ms with all SMs, after a pause: 22 % less than in the long run. With fewer the share
+/// of SMs is what remains.
 #[test]
 fn bf16_products() {
     let machine = h100();
     let work = Work::Compute(vec![gemm(Dtype::Bf16, [8192, 7168, 4096], 8)]);
     for row in rows("h100x2_sm_split_probe.csv") {
-        within(machine.duration(&work, 132).millis(), row[2].parse().expect("milliseconds"), 0.02);
+        let alone: f64 = row[2].parse().expect("milliseconds");
+        within(machine.duration(&work, 132).millis() / alone, 1.22, 0.02);
     }
     let rate = machine.rate(Rate::Gemm { dtype: Dtype::Bf16, depth: 4096 }).expect("a rate");
-    within(rate / 1e12, 827.0, 1e-9);
+    within(rate / 1e12, 699.0 * 4096.0 / 4216.0, 1e-9);
+    let long = machine.rate(Rate::Gemm { dtype: Dtype::Bf16, depth: u32::MAX }).expect("a rate");
+    within(long / 1e12, 699.0, 1e-6);
+    // No depth, no rate, and no panic.
+    assert!(machine.rate(Rate::Gemm { dtype: Dtype::Bf16, depth: 0 }).expect("a rate") > 0.0);
 }
 
 /// A product and a copy at once: with k SMs for the copy, the product on the others. Measured is the product told to leave
-/// k SMs. The model leaves out that the two share memory bandwidth and power, so it is low where both are busy.
+/// k SMs. These were short runs, in which products are up to 22 % faster than the model's, which has the long run; with few SMs for the
+/// copy the two share power and memory bandwidth, which the model leaves out here, and that takes it back.
 #[test]
 fn a_product_beside_a_copy() {
     let machine = h100();
@@ -167,7 +230,8 @@ fn flops_of_the_layer_pair() {
     let (without, with) = (layer_pair(0), layer_pair(2048));
     let routed = tflop(kernels(&without, Component::Mlp));
     let shared = tflop(kernels(&with, Component::Mlp)) - routed;
-    let is_core = |kernel: &&Kernel| matches!(kernel.rate, Rate::AttentionForward | Rate::AttentionBackward);
+    let is_core =
+        |kernel: &&Kernel| matches!(kernel.rate, Rate::AttentionForward { .. } | Rate::AttentionBackward { .. });
     let is_product = |kernel: &&Kernel| matches!(kernel.rate, Rate::Gemm { dtype: Dtype::Bf16, .. });
     let core = tflop(kernels(&with, Component::Attention).filter(is_core));
     let projections = tflop(kernels(&with, Component::Attention).filter(is_product));
@@ -178,15 +242,16 @@ fn flops_of_the_layer_pair() {
     within(routed + shared + projections + core, 16.7, 0.003);
 }
 
-/// PyTorch's cuDNN attention, 128 heads, qk 192 and v 128, 4096 tokens, causal: 1.17 ms forward, 4.02 ms backward.
+/// PyTorch's cuDNN attention, 128 heads, qk 192 and v 128, 4096 tokens, causal: 1.30 ms forward and 4.24 ms backward in the long run
+/// (1.17 and 4.02 after a pause). Forward MLA's heads are faster than the heads of 128 that the model is about.
 #[test]
 fn attention_cores() {
     let machine = h100();
     let ops = layer_pair(2048);
-    for (rate, ms) in [(Rate::AttentionForward, 1.17), (Rate::AttentionBackward, 4.02)] {
+    for (rate, ms) in [(FORWARD, 1.30), (BACKWARD, 4.24)] {
         let cores: Vec<&Kernel> = kernels(&ops, Component::Attention).filter(|kernel| kernel.rate == rate).collect();
         assert_eq!(cores.len(), 1);
-        within(machine.kernel(cores[0], 132).millis(), ms, 0.005);
+        within(machine.kernel(cores[0], 132).millis(), ms, 0.1);
     }
 }
 
@@ -212,7 +277,7 @@ fn time_of_the_layer_pair() {
 /// DeepEP's published bandwidths. Its logical bandwidth counts what a GPU's tokens would need if they stayed on their own
 /// node (or GPU) too: one copy for each node (within a node: for each GPU) that a token visits. v1 is an H800; v2 names
 /// only SM90 and is taken for an H100, since EP16 moves more over NVLink than an H800 can;
-/// its EP32 is where `NETWORK_PER_SM_GB_S` comes from, so there the ratio is 1 by construction.
+/// its EP32 is where `NETWORK_PER_SM_GB_S` comes from.
 #[test]
 fn deepep() {
     let mut job = job("deepseek-v3");

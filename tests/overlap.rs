@@ -53,7 +53,7 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
         work: match exchange {
             true => Work::Exchange { nvlink: Bytes(size), network: Bytes::ZERO },
             false => Work::Compute(vec![Kernel {
-                rate: Rate::AttentionForward,
+                rate: Rate::AttentionForward { length: 4096 },
                 flops: Flops(size),
                 bytes: Bytes::ZERO,
                 launches: 1,

@@ -89,7 +89,7 @@ fn version_1_is_named() {
         .collect::<Vec<&str>>()
         .join("\n");
     let error = Plan::from_ron("plan.ron", &old).expect_err("an old plan");
-    assert_eq!(error.message(), "this is a plan of version 1; this dualweave reads version 2");
+    assert_eq!(error.message(), "this is a plan of version 1; this dualweave reads version 3");
     assert_eq!(line(&error, &old), 4);
 }
 

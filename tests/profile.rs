@@ -51,7 +51,7 @@ fn what_was_measured_takes_what_was_measured() {
 fn what_was_not_measured_takes_what_is_most_like_it() {
     let kernel =
         |rate, flops, bytes| Kernel { rate, flops: dualweave::units::Flops(flops), bytes: Bytes(bytes), launches: 1 };
-    let products = |flops: u64| Work::Compute(vec![kernel(Rate::AttentionForward, flops, 1 << 20)]);
+    let products = |flops: u64| Work::Compute(vec![kernel(Rate::AttentionForward { length: 4096 }, flops, 1 << 20)]);
     let copies = |bytes: u64| Work::Compute(vec![kernel(Rate::Memory, 0, bytes)]);
     let job = tiny();
     let plain = Machine::new(&job.cluster, None);
@@ -62,7 +62,14 @@ fn what_was_not_measured_takes_what_is_most_like_it() {
             ProfiledOp { op: "op".to_owned(), work: work.clone(), points }
         };
         let ops = works.iter().map(op).collect();
-        let profile = Profile { version: VERSION, gpu: "H100".to_owned(), sms: 132, model: "m".to_owned(), ops };
+        let profile = Profile {
+            version: VERSION,
+            gpu: "H100".to_owned(),
+            sms: 132,
+            model: "m".to_owned(),
+            overlapped: false,
+            ops,
+        };
         Machine::new(&with(&job, profile).cluster, None)
     };
     let machine = measured(&[(products(1 << 40), 2.0), (products(1 << 36), 4.0), (copies(1 << 30), 1.5)]);
@@ -72,7 +79,7 @@ fn what_was_not_measured_takes_what_is_most_like_it() {
     near(factor(&products(1 << 35), 50), 4.0);
     near(factor(&copies(1 << 20), 132), 1.5);
     // Of another kind: between the smallest and the largest factor, as the time of all that was measured.
-    let other = Work::Compute(vec![kernel(Rate::AttentionBackward, 1 << 38, 1 << 20)]);
+    let other = Work::Compute(vec![kernel(Rate::AttentionBackward { length: 4096 }, 1 << 38, 1 << 20)]);
     let time = |work: &Work| plain.duration(work, 132).as_f64();
     let all = [products(1 << 40), products(1 << 36), copies(1 << 30)].map(|work| time(&work));
     let mean = (2.0 * all[0] + 4.0 * all[1] + 1.5 * all[2]) / all.iter().sum::<f64>();
@@ -113,7 +120,7 @@ fn a_profile_is_read_back_and_a_wrong_one_is_refused() {
         let error = Profile::from_ron("p.ron", &wrong.to_ron().expect("a text")).expect_err("a refusal").to_string();
         assert!(error.contains(what) && error.contains("p.ron"), "{error}");
     };
-    refused(&|profile| profile.version = 2, "version 2");
+    refused(&|profile| profile.version = 9, "version 9");
     refused(&|profile| profile.ops[1].points.clear(), "no times");
     refused(&|profile| profile.ops[0].points.reverse(), "do not ascend");
     refused(&|profile| profile.ops[0].points[1].sms = 133, "133 of 132 SMs");

@@ -50,3 +50,36 @@ fn what_cannot_be_measured_is_said_first() {
     std::fs::write(folder.path().join("wrong.ron"), plan.replacen("(F(0,0),", "(F(0,1),", 1)).expect("a file");
     assert!(said(&["fidelity", "wrong.ron"]).contains("not safe to run"));
 }
+
+/// The published trace, as a profile: nothing is measured here, and a plan takes what the trace says.
+#[test]
+fn a_trace_makes_a_profile_without_a_gpu() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let there = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/deepseek-v3").join(name);
+        path.to_str().expect("a name").to_owned()
+    };
+    let (job, spans) = (there("job.ron"), there("spans.csv"));
+    let made = dualweave(folder.path(), &["tune", &job, "--components", &spans, "--json"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    let ops = told["profile"]["ops"].as_array().expect("ops");
+    let time = |name: &str| {
+        let op = ops.iter().find(|op| op["op"] == name).unwrap_or_else(|| panic!("{name} is not in {told}"));
+        (op["points"][0]["sms"].as_u64(), op["points"][0]["time"].as_u64())
+    };
+    assert_eq!(time("Attention I"), (Some(112), Some(9_540_000)));
+    // Both send tokens to the experts in FP8: one work, the mean of 6.74 and 5.78 ms.
+    assert_eq!(time("Dispatch F and Combine I"), (Some(20), Some(6_260_000)));
+    assert_eq!(ops.len(), 8);
+
+    // What is no trace of the job is refused, and leaves nothing.
+    let said = |args: &[&str]| refusal(folder.path(), args);
+    let tune = |more: &[&str]| said(&[&["tune", &job, "--components", &spans, "-o", "other.ron"], more].concat());
+    assert!(tune(&["--sms"]).contains("cannot be used with"));
+    assert!(tune(&["--communication-sms", "each"]).contains("had some number"));
+    assert!(tune(&["--ep", "1"]).contains("does not have"));
+    std::fs::write(folder.path().join("wrong.csv"), "attn,F,none\n").expect("a file");
+    assert!(said(&["tune", &job, "--components", "wrong.csv", "-o", "other.ron"]).contains("no duration"));
+    assert!(!folder.path().join("other.ron").exists());
+}

@@ -65,7 +65,7 @@ fn own_kernels(job: &Job, layer: u32, sizes: &Sizes, recompute: Recompute) -> Ke
         f.extend(product(linear, setting).f);
     }
     f.push(memory(rotate(&shape, sizes)));
-    f.push(core(job, layer, &shape, sizes, Rate::AttentionForward));
+    f.push(core(job, layer, &shape, sizes, Pass::Forward));
     f.extend(product(&shape.output, setting).f);
 
     // Backwards, in reverse, after what is computed again.
@@ -88,7 +88,7 @@ fn own_kernels(job: &Job, layer: u32, sizes: &Sizes, recompute: Recompute) -> Ke
     let before: Vec<&Linear> = shape.down.iter().chain(&shape.up).rev().collect();
     // The core stands between the output projection and the others; only the sum of times matters here, not the order.
     before.into_iter().for_each(&mut backward);
-    i.push(core(job, layer, &shape, sizes, Rate::AttentionBackward));
+    i.push(core(job, layer, &shape, sizes, Pass::Backward));
     i.push(memory(rotate(&shape, sizes)));
     i.push(norm(sizes));
     Kernels { f: main(f), i: [again(repeated), main(i)].concat(), w: main(w) }
@@ -149,13 +149,21 @@ fn rotate(shape: &AttentionShape, sizes: &Sizes) -> u64 {
     2 * Dtype::Bf16.bytes(values)
 }
 
+/// Which way the core runs.
+enum Pass {
+    Forward,
+    Backward,
+}
+
 /// The core's kernel. Backward counts 2.5 times the forward's FLOPs: five products against two.
-fn core(job: &Job, layer: u32, shape: &AttentionShape, sizes: &Sizes, rate: Rate) -> Kernel {
+fn core(job: &Job, layer: u32, shape: &AttentionShape, sizes: &Sizes, pass: Pass) -> Kernel {
     let sequences = sizes.tokens / u64::from(job.training.sequence).max(1);
     let forward = job.model.core_flops(layer, u64::from(job.training.sequence)).saturating_mul(sequences) / sizes.tp;
-    let (flops, passes) = match rate {
-        Rate::AttentionBackward => (forward.saturating_mul(5) / 2, 2),
-        _ => (forward, 1),
+    let keys = job.model.attended_keys(layer, u64::from(job.training.sequence));
+    let length = u32::try_from(keys).unwrap_or(u32::MAX);
+    let (rate, flops, passes) = match pass {
+        Pass::Forward => (Rate::AttentionForward { length }, forward, 1),
+        Pass::Backward => (Rate::AttentionBackward { length }, forward.saturating_mul(5) / 2, 2),
     };
     let values = core_inputs(shape, sizes) + core_output(shape, sizes);
     Kernel { rate, flops: Flops(flops), bytes: Bytes(passes * Dtype::Bf16.bytes(values)), launches: 1 }

@@ -6,6 +6,7 @@
 
 mod compare;
 mod compile;
+mod components;
 mod diff;
 mod doctor;
 mod export;
@@ -56,7 +57,7 @@ enum Command {
     Simulate(simulate::Args),
     /// Train a model as a plan says, on this computer's CPU or GPUs.
     Run(run::Args),
-    /// Measure a job's ops on this computer's GPUs, for `compile --profile`.
+    /// Measure a job's ops on this computer's GPUs, or take them from a trace, for `compile --profile`.
     Tune(tune::Args),
     /// Run a plan on this computer's GPUs, and compare what everything takes with what the machine model says.
     Fidelity(fidelity::Args),

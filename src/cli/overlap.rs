@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum as _;
 use serde::Serialize;
 
-use super::{Verdict, output};
+use super::{Verdict, components, output};
 use crate::error::{Error, Result};
-use crate::ir::{Component, Phase, Stream};
+use crate::ir::Stream;
 use crate::job::training::PairOrder;
 use crate::job::{self, Job, Overrides};
 use crate::machine::Machine;
@@ -100,57 +100,11 @@ pub fn printed(args: &Args) -> Result<String> {
     Ok(text)
 }
 
-/// Reads a file of components.
+/// The pair of a file of components.
 fn components(file: &Path) -> Result<CyclicProblem> {
-    let (name, text) = (file.display().to_string(), output::read(file)?);
-    let mut durations: Vec<((Component, Phase), Nanos)> = Vec::new();
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        let place = at..at + line.trim_end().len();
-        at += line.len();
-        let content = line.trim();
-        if content.is_empty() || content.starts_with('#') || content == "component,phase,ms" {
-            continue;
-        }
-        let refuse = |message: &str, help: &str| {
-            Err(Error::new(message).help(help).at(&name, &text, place.clone(), "this line"))
-        };
-        let Ok([component, phase, ms]) = <[&str; 3]>::try_from(content.split(',').map(str::trim).collect::<Vec<_>>())
-        else {
-            return refuse("a line has three fields", "write `component,phase,ms`, say `attn,F,4.36`");
-        };
-        let component = match component {
-            "attn" | "attention" => Component::Attention,
-            "dispatch" => Component::Dispatch,
-            "mlp" => Component::Mlp,
-            "combine" => Component::Combine,
-            _ => return refuse("there is no such component", "use attn, dispatch, mlp or combine"),
-        };
-        let exchange = matches!(component, Component::Dispatch | Component::Combine);
-        let phase = match (phase, exchange) {
-            ("F", _) => Phase::F,
-            ("B" | "I", _) => Phase::I,
-            ("W", false) => Phase::W,
-            ("W", true) => return refuse("an exchange has no weights", "use F or B for dispatch and combine"),
-            _ => return refuse("there is no such phase", "use F, I or W; or F and B"),
-        };
-        let Some(duration) = ms.parse::<f64>().ok().filter(|ms| (0.0..=1e6).contains(ms)) else {
-            return refuse("this is no duration", "give milliseconds, from 0 to 1000000");
-        };
-        if durations.iter().any(|(known, _)| *known == (component, phase)) {
-            return refuse("this component and phase was given before", "keep one of the lines");
-        }
-        durations.push(((component, phase), Nanos::from_secs(duration / 1e3)));
-    }
-    let problem = CyclicProblem::layer_pair(|component, phase| {
-        durations.iter().find(|(known, _)| *known == (component, phase)).map_or(Nanos::ZERO, |(_, duration)| *duration)
-    });
-    if problem.ops.is_empty() {
-        return Err(
-            Error::new(format!("`{name}` has no component that takes time")).help("write lines such as `attn,F,4.36`")
-        );
-    }
-    Ok(problem)
+    let durations = components::read(file)?;
+    let of = |component, phase| durations.get(&(component, phase)).copied().unwrap_or(Nanos::ZERO);
+    Ok(CyclicProblem::layer_pair(of))
 }
 
 /// The pair of a job's middle layer with experts.

@@ -1,22 +1,24 @@
-//! `dualweave tune`: what a job's ops take on this computer's GPUs, over SM budgets.
+//! `dualweave tune`: what a job's ops take on this computer's GPUs, over SM budgets; or what a trace says that they take.
 //!
 //! The ops are those of the plans that the compiler makes of the job, without rewrites and with them, run one after the other. What the
 //! profile changes may make it choose ops that were not measured; so it compiles again with what is known, until it chooses no new ones.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::measure::{Bench, before_cuda};
-use super::{Verdict, output};
+use super::{Verdict, components, output};
 use crate::error::{Error, Result};
-use crate::ir::{ProgramOp, Work};
+use crate::ir::{Phase, ProgramOp, Work};
 use crate::job::profile::{Point, Profile, ProfiledOp, VERSION};
 use crate::job::sms::CommunicationSms;
 use crate::job::{self, Job, Overrides};
 use crate::machine::Machine;
 use crate::passes;
+use crate::passes::overlap::cyclic::middle_layer;
+use crate::passes::unit_work::unit_work;
 use crate::plan::Plan;
 use crate::runtime::cuda::executor::Spread;
 use crate::sim::{simulate, time_program};
@@ -38,6 +40,10 @@ pub struct Args {
     /// Where the profile goes; `-` is standard output.
     #[arg(short, long, visible_alias = "out", value_name = "PROFILE", default_value = "profile.ron")]
     output: PathBuf,
+    /// Measure nothing, and take what a layer with experts took from this file: lines `component,phase,ms`, as `import --format kineto`
+    /// writes them. Exchanges had the job's number of SMs, computation the others, and what they lost to each other is in the times.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sms", "budgets", "steps", "gpus"])]
+    components: Option<PathBuf>,
     /// Also run the job's plan with each number of SMs for exchanges, and show what its pairs and steps take.
     #[arg(long)]
     sms: bool,
@@ -69,18 +75,23 @@ pub fn run(args: &Args) -> Result<Verdict> {
     }
     output::keep_apart(&args.job, &args.output)?;
     let loaded = job::load(&args.job, &args.overrides)?;
-    before_cuda(false);
     for note in &loaded.notes {
         output::note(format!("note: {note}"));
     }
     let mut job = loaded.job.clone();
+    if let Some(file) = &args.components {
+        output::keep_apart(file, &args.output)?;
+        let profile = of_components(&job, file)?;
+        output::write(&args.output, &profile.to_ron()?)?;
+        tell(args, &profile, &modelled(&job), &[])?;
+        return Ok(Verdict::Yes);
+    }
+    before_cuda(false);
     let total = job.cluster.gpu.sms;
     let mut budgets: Vec<u32> = args.budgets.iter().copied().filter(|&sms| sms < total).collect();
     budgets.sort_unstable();
     budgets.dedup();
-    let mut plain = job.cluster.clone();
-    plain.gpu.measured.profile = None;
-    let modelled = Machine::new(&plain, None);
+    let modelled = modelled(&job);
     let mut times = Times::default();
     let mut profile = None;
     for round in 0..ROUNDS {
@@ -107,20 +118,87 @@ pub fn run(args: &Args) -> Result<Verdict> {
     output::write(&args.output, &profile.to_ron()?)?;
     job.cluster.gpu.measured.profile = Some(profile.clone());
     let sweep = if args.sms { sweep(&job, &budgets, args)? } else { Vec::new() };
-    match args.json {
-        true => output::print(&output::to_json(&Told { profile: &profile, sweep: &sweep })?)?,
-        false => {
-            let width = output::talk_width();
-            output::note(op_table(&profile, &modelled, width));
-            if !sweep.is_empty() {
-                output::note(sweep_table(&sweep, width));
+    tell(args, &profile, &modelled, &sweep)?;
+    Ok(Verdict::Yes)
+}
+
+/// The machine without a profile.
+fn modelled(job: &Job) -> Machine {
+    let mut plain = job.cluster.clone();
+    plain.gpu.measured.profile = None;
+    Machine::new(&plain, None)
+}
+
+/// Says what was written.
+fn tell(args: &Args, profile: &Profile, modelled: &Machine, sweep: &[Swept]) -> Result<()> {
+    if args.json {
+        return output::print(&output::to_json(&Told { profile, sweep })?);
+    }
+    let width = output::talk_width();
+    output::note(op_table(profile, modelled, width));
+    if !sweep.is_empty() {
+        output::note(sweep_table(sweep, width));
+    }
+    if !output::is_stdout(&args.output) {
+        output::note(format!("Wrote {}.", args.output.display()));
+    }
+    Ok(())
+}
+
+/// The profile of a file of components: the ops of the job's middle layer with experts, in the plain form.
+fn of_components(job: &Job, file: &Path) -> Result<Profile> {
+    let durations = components::read(file)?;
+    let no_experts = || Error::new("the model has no layer with experts, of which components are").field("model.moe");
+    let unit = middle_layer(job).ok_or_else(no_experts)?;
+    let sms = job.training.communication_sms.fixed().ok_or_else(|| {
+        Error::new("the job leaves open how many SMs exchanges have, and the trace had some number")
+            .field("training.communication_sms")
+            .help("give that number, say with `--communication-sms 20`")
+    })?;
+    let machine = modelled(job);
+    let work = unit_work(job, unit, job.training.recompute);
+    // Exchanges that send as much are one work.
+    let mut times: BTreeMap<&Work, (Vec<String>, Vec<Nanos>)> = BTreeMap::new();
+    for (&(component, phase), &time) in &durations {
+        let of_phase = match phase {
+            Phase::F => &work.f,
+            Phase::I => &work.i,
+            Phase::W => &work.w,
+        };
+        let of: Vec<&Work> = of_phase.iter().filter(|op| op.component == component).map(|op| &op.work).collect();
+        let op = format!("{component:?} {phase:?}");
+        match of[..] {
+            _ if time == Nanos::ZERO => {}
+            [work] => {
+                let (ops, taken) = times.entry(work).or_default();
+                ops.push(op);
+                taken.push(time);
             }
-            if !output::is_stdout(&args.output) {
-                output::note(format!("Wrote {}.", args.output.display()));
+            [] => {
+                return Err(Error::new(format!(
+                    "the trace has times for {op}, which a layer of the job does not have"
+                ))
+                .help("name the job that was traced"));
+            }
+            _ => {
+                return Err(Error::new(format!(
+                    "{op} is {} ops of the job, and one time does not say what each takes",
+                    of.len()
+                ))
+                .help("tensor parallelism has collectives around its ops: take a trace without it"));
             }
         }
     }
-    Ok(Verdict::Yes)
+    let mut ops = Vec::new();
+    for (work, (of, times)) in times {
+        let (least, most) =
+            times.iter().fold((times[0], times[0]), |(least, most), &time| (least.min(time), most.max(time)));
+        let time = Nanos(times.iter().sum::<Nanos>().0 / times.len() as u64);
+        let point = Point { sms: machine.sms_of(work, sms), time, quartiles: (least, most), runs: times.len() as u32 };
+        ops.push(ProfiledOp { op: of.join(" and "), work: work.clone(), points: vec![point] });
+    }
+    let (gpu, sms) = (job.cluster.gpu.name.clone(), job.cluster.gpu.sms);
+    Ok(Profile { version: VERSION, gpu, sms, model: job.model.name.clone(), overlapped: true, ops })
 }
 
 /// What was measured: names and, by SMs, times.
@@ -142,7 +220,7 @@ impl Times {
         });
         let mut ops: Vec<ProfiledOp> = ops.collect();
         ops.sort_by(|one, other| (&one.op, &one.work).cmp(&(&other.op, &other.work)));
-        Profile { version: VERSION, gpu, sms, model: job.model.name.clone(), ops }
+        Profile { version: VERSION, gpu, sms, model: job.model.name.clone(), overlapped: false, ops }
     }
 }
 

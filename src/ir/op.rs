@@ -153,9 +153,15 @@ pub enum Rate {
         depth: u32,
     },
     /// Fused attention, forward.
-    AttentionForward,
+    AttentionForward {
+        /// Keys that a query may look at, at most: tokens of a sequence, or of a window.
+        length: u32,
+    },
     /// Fused attention, backward.
-    AttentionBackward,
+    AttentionBackward {
+        /// As forward.
+        length: u32,
+    },
     /// Element-wise: memory bandwidth.
     Memory,
 }

@@ -303,16 +303,21 @@ impl Model {
         }
     }
 
-    /// Query–key pairs of one sequence in `layer`: causal, within the window if it has one.
-    pub fn attended_pairs(&self, layer: u32, sequence: u64) -> u64 {
+    /// Keys that the last query of a sequence looks at in `layer`: all, or those in its window.
+    pub fn attended_keys(&self, layer: u32, sequence: u64) -> u64 {
         let window = match &self.attention {
             Attention::Mha(dims) | Attention::Gqa(dims) => dims.window.as_ref(),
             Attention::Mla(_) => None,
         };
-        let seen = match window {
+        match window {
             Some(window) if window.layers.contains(layer) => u64::from(window.size).min(sequence),
             _ => sequence,
-        };
+        }
+    }
+
+    /// Query–key pairs of one sequence in `layer`: causal, within the window if it has one.
+    pub fn attended_pairs(&self, layer: u32, sequence: u64) -> u64 {
+        let seen = self.attended_keys(layer, sequence);
         // The first `seen` queries see 1, 2, … keys, the others `seen` each.
         seen * (seen + 1) / 2 + (sequence - seen) * seen
     }

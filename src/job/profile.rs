@@ -1,4 +1,5 @@
-//! A profile: what ops took on a GPU, measured. `dualweave tune` writes it, `--profile` reads it; `machine` has what it changes.
+//! A profile: what ops took on a GPU, measured. `dualweave tune` writes it, from its own measurements or from a trace's; `--profile` reads
+//! it; `machine` has what it changes.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,7 @@ use crate::ir::Work;
 use crate::units::Nanos;
 
 /// The form of profiles that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// A profile of more ops was not measured by anyone.
 const MOST_OPS: usize = 10_000;
 
@@ -24,11 +25,14 @@ pub struct Profile {
     pub sms: u32,
     /// For people: the model whose ops were run.
     pub model: String,
+    /// The ops ran beside others, as in a trace of training: what they lose to each other is in their times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overlapped: bool,
     /// Each work once.
     pub ops: Vec<ProfiledOp>,
 }
 
-/// Times of one op, with nothing beside it.
+/// Times of one op; with nothing beside it, unless the profile is [`Profile::overlapped`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProfiledOp {
@@ -102,8 +106,9 @@ impl Profile {
         let pretty = ron::ser::PrettyConfig::default().compact_structs(true).depth_limit(3);
         let text = options.to_string_pretty(self, pretty);
         let text = text.map_err(|error| Error::new(format!("the profile cannot be written: {error}")))?;
+        let how = if self.overlapped { "as they ran beside others" } else { "with nothing beside" };
         Ok(format!(
-            "// Times of ops, measured by `dualweave tune`: medians and quartiles in nanoseconds, by SMs, with nothing beside.\n{text}\n"
+            "// Times of ops, by `dualweave tune`: medians and quartiles in nanoseconds, by SMs, {how}.\n{text}\n"
         ))
     }
 

@@ -41,17 +41,17 @@ impl Interference {
     /// Measured on two H100 SXM. All numbers are medians; `tests/interference.rs` shows how far single rows are off.
     ///
     /// - `hbm`: large adds and copies beside peer writes and a copy engine, both ways and one way, lose 1.06 to 1.34 bytes
-    ///   for each byte, against the data sheet's 3350 GB/s.
+    ///   for each byte, of the data sheet's 3350 GB/s.
     /// - `tensor`: bf16 and FP8 products told to leave the exchange its SMs, and fused attention beside a copy engine:
-    ///   -0.2 to 1.5. Small products that live in L2 lose most; the largest gain (power holds them back, and fewer SMs save
-    ///   some). NVLink full both ways by copy engine is 23 % of HBM: products take 8 % longer. The same products of zeros,
-    ///   which draw less power, lose half of that: so about half is power.
+    ///   -0.2 to 1.3. Small products that live in L2 lose most; the largest gain (power holds them back, and fewer SMs save
+    ///   some). NVLink full both ways by copy engine is 27 % of what passes get of HBM: products take 8 % longer. The same products
+    ///   of zeros, which draw less power, lose half of that: so about half is power.
     /// - `sms`: peer writes by 4 and 8 CTAs beside products, which take 10 to 20 % of HBM, run like 0.74 times as many alone.
     /// - `sms_hbm`: by 8 to 32 CTAs beside adds and copies, like 0.23 times as many. Nothing keeps such kernels off the SMs
     ///   of the exchange, so this has in it that SMs were shared.
     /// - `link`: 16 and more CTAs beside products, both ways: 317 GB/s of 351.
     /// - `copy_hbm`: 0.76 of its rate beside adds and copies, 0.93 to 1.00 beside tensor-core kernels.
-    pub const H100: Self = Self { hbm: 1.21, tensor: 0.37, sms: 0.19, sms_hbm: 0.77, link: 0.10, copy_hbm: 0.25 };
+    pub const H100: Self = Self { hbm: 1.21, tensor: 0.31, sms: 0.19, sms_hbm: 0.77, link: 0.10, copy_hbm: 0.25 };
 
     /// [`Self::H100`] with what a job measured in its place, one by one.
     pub fn new(measured: &MeasuredInterference) -> Self {
@@ -106,9 +106,9 @@ impl Machine {
             Work::Exchange { nvlink, network } => {
                 let driving = f64::from(sms) * left(loss.sms + (loss.sms_hbm - loss.sms) * use_of_hbm);
                 let most = self.nvlink.rate(u32::MAX) * left(loss.link);
-                let over_nvlink = self.nvlink.duration_at(*nvlink, self.nvlink.rate_driven(driving).min(most));
+                let over_nvlink = self.nvlink.exchange_at(*nvlink, self.nvlink.rate_driven(driving).min(most));
                 // A network card is far from full use of HBM, so only the SMs that feed it count.
-                let over_network = self.network.duration_at(*network, self.network.rate_driven(driving));
+                let over_network = self.network.exchange_at(*network, self.network.rate_driven(driving));
                 over_nvlink.max(over_network)
             }
             Work::Copy { nvlink } => {

@@ -10,7 +10,12 @@ use crate::units::{Bytes, Nanos};
 pub const NVLINK_PER_SM_GB_S: f64 = 45.8;
 /// Network rate of one SM: DeepEP v2 publishes 61 GB/s with 6 SMs (SM90, ConnectX-7, 4 nodes of 8). That counts copies for
 /// all nodes that a token visits, also its own, to which nothing is sent: of four nodes, three quarters go over the network.
-pub const NETWORK_PER_SM_GB_S: f64 = 61.0 * 0.75 / 6.0;
+pub const NETWORK_PER_SM_GB_S: f64 = 61.0 * 0.75 / 6.0 / EXCHANGE_EFFICIENCY;
+/// Share of plain writes that dispatch, combine and collectives get through, which have rows to gather, flags to wait for and peers that
+/// are late: 0.86, the median of DeepEP's published bandwidths over what the links would carry (10 of 0.77 to 0.91, without the row
+/// that [`NETWORK_PER_SM_GB_S`] comes from). The runtime's own dispatch between two H100s reaches 0.88 of plain writes
+/// (`docs/measurements/h100_kernels.txt`).
+pub const EXCHANGE_EFFICIENCY: f64 = 0.86;
 /// Rate of copies by copy engine over NVLink, as a multiple of what all SMs drive: 391.4 GB/s, both ways at once, against 367,
 /// both measured on two H100 (`docs/measurements/h100x2_overlap.csv`, `tests/data/machine/h100x2_link_bandwidth.csv`).
 pub const NVLINK_COPY: f64 = 391.4 / 367.0;
@@ -47,7 +52,7 @@ impl LinkModel {
         }
     }
 
-    /// Bytes/s with `sms` SMs. Measured points are joined by straight lines, from (0, 0), and stay flat after the last.
+    /// Bytes/s that `sms` SMs write. Measured points are joined by straight lines, from (0, 0), and stay flat after the last.
     pub fn rate(&self, sms: u32) -> f64 {
         self.rate_driven(f64::from(sms))
     }
@@ -60,13 +65,18 @@ impl LinkModel {
         }
     }
 
-    /// How long `bytes` take with `sms` SMs; nothing if there is nothing to send, else at least a nanosecond, so that times
-    /// alone say that what was sent comes before what was received.
+    /// How long an exchange of `bytes` takes with `sms` SMs; nothing if there is nothing to send, else at least a nanosecond, so that
+    /// times alone say that what was sent comes before what was received.
     pub fn duration(&self, bytes: Bytes, sms: u32) -> Nanos {
-        self.duration_at(bytes, self.rate(sms))
+        self.exchange_at(bytes, self.rate(sms))
     }
 
-    /// The same at `byte_s` bytes/s.
+    /// How long an exchange takes where plain writes run at `byte_s` bytes/s.
+    pub(super) fn exchange_at(&self, bytes: Bytes, byte_s: f64) -> Nanos {
+        self.duration_at(bytes, byte_s * EXCHANGE_EFFICIENCY)
+    }
+
+    /// How long plain writes at `byte_s` bytes/s take.
     pub(super) fn duration_at(&self, bytes: Bytes, byte_s: f64) -> Nanos {
         if bytes == Bytes::ZERO {
             return Nanos::ZERO;

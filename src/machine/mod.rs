@@ -1,9 +1,12 @@
 //! The machine model: how long an op takes with the SMs that it gets.
 //!
 //! A kernel takes `max(FLOPs / (rate(dtype, shape) · SMs / all), bytes / bandwidth) + launch`; an exchange takes
-//! `latency + bytes / min(link, SMs · per-SM rate)`, the slower of its two hops. Every constant is a data sheet's or a
+//! `latency + bytes / (efficiency · min(link, SMs · per-SM rate))`, the slower of its two hops. Every constant is a data sheet's or a
 //! measured value, with its source. `interference` says how much longer an op takes while another runs beside it, `measured` what a
 //! profile puts in place of the model's times.
+//!
+//! Rates are what a card keeps up: a training step lasts for seconds, and in long runs of products a Hopper card is held back by its
+//! 700 W. The first milliseconds after a pause are 15 % faster (`docs/measurements/h200_ops.csv` has both).
 
 mod curve;
 pub mod demand;
@@ -13,7 +16,7 @@ mod measured;
 
 use curve::at;
 pub use interference::Interference;
-pub use link::{LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
+pub use link::{EXCHANGE_EFFICIENCY, LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
 pub use measured::Measured;
 use measured::scaled;
 
@@ -24,20 +27,32 @@ use crate::job::Cluster;
 use crate::job::model::Dtype;
 use crate::units::{Bytes, Nanos};
 
-/// Share of the peak that long bf16 products reach: 827 of 989 TFLOP/s, cuBLAS, 8192×7168×4096, one H100, measured.
-pub const BF16_GEMM_EFFICIENCY: f64 = 827.0 / 989.0;
-/// FP8 products reach `peak · FP8_GEMM_EFFICIENCY · depth / (depth + FP8_GEMM_DEPTH)`. Both numbers follow from
-/// DeepGEMM's published grouped products on H800 (README of February 2025, contiguous layout, means over 4 and 8 groups):
-/// 1292.5 TFLOP/s at depth 7168 and 1096 at depth 2048, of 1979.
-pub const FP8_GEMM_EFFICIENCY: f64 = 0.7022;
-/// See [`FP8_GEMM_EFFICIENCY`]: the depth at which half of the limit is reached; block scales and the pipeline's fill are
-/// paid once per tile, and long inner dimensions spread them.
-pub const FP8_GEMM_DEPTH: f64 = 549.0;
-/// Share of the bf16 peak of fused attention forward: 587 TFLOP/s, PyTorch's cuDNN attention, H100, qk 192 / v 128,
-/// 128 heads, 4096 causal, measured.
-pub const ATTENTION_FORWARD_EFFICIENCY: f64 = 587.0 / 989.0;
-/// The same, backward: 427 TFLOP/s.
-pub const ATTENTION_BACKWARD_EFFICIENCY: f64 = 427.0 / 989.0;
+/// bf16 products reach `peak · BF16_GEMM_EFFICIENCY · depth / (depth + BF16_GEMM_DEPTH)`: 699 of 989 TFLOP/s at the limit. Least squares
+/// of the logarithms over cuBLAS's 60 products of `docs/measurements/h200_ops.csv` (results and both gradients, inner dimensions from 512
+/// to 32 768), held; 1.7 % off in the mean square, 7 % at most.
+pub const BF16_GEMM_EFFICIENCY: f64 = 699.0 / 989.0;
+/// See [`BF16_GEMM_EFFICIENCY`]: the inner dimension at which half of the limit is reached. A tile's fill and its write are paid once,
+/// and long inner dimensions spread them.
+pub const BF16_GEMM_DEPTH: f64 = 120.0;
+/// The same for FP8 with scales for 1 × 128 values and blocks of 128 × 128: 1168 of 1979 TFLOP/s at the limit. From 19 products of the
+/// same table, 1.7 % off in the mean square. DeepGEMM's published grouped products on H800 (README of February 2025: 1292.5 at depth
+/// 7168, 1096 at 2048) are short runs: 15 and 8 % above this, as the table's `burst` is.
+pub const FP8_GEMM_EFFICIENCY: f64 = 1168.0 / 1979.0;
+/// See [`FP8_GEMM_EFFICIENCY`].
+pub const FP8_GEMM_DEPTH: f64 = 305.0;
+/// Fused causal attention reaches `bf16 peak · ATTENTION_FORWARD_EFFICIENCY · length / (length + ATTENTION_FORWARD_LENGTH)`: PyTorch's
+/// cuDNN attention, heads of 128, the same table: 490, 522 and 565 TFLOP/s over 4096, 8192 and 16 384 tokens, held. 2.9 % off at most;
+/// MLA's heads of 192 and 128 are 8 % faster.
+pub const ATTENTION_FORWARD_EFFICIENCY: f64 = 595.0 / 989.0;
+/// See [`ATTENTION_FORWARD_EFFICIENCY`]: the length at which half of the limit is reached.
+pub const ATTENTION_FORWARD_LENGTH: f64 = 880.0;
+/// The same, backward, with 2.5 times the forward's FLOPs: 420, 467 and 524 TFLOP/s (405 with MLA's heads).
+pub const ATTENTION_BACKWARD_EFFICIENCY: f64 = 571.0 / 989.0;
+/// See [`ATTENTION_BACKWARD_EFFICIENCY`].
+pub const ATTENTION_BACKWARD_LENGTH: f64 = 1475.0;
+/// Share of the data sheet's memory bandwidth that a pass over memory gets: large copies on H200, the same table (0.845 of 4.8 TB/s);
+/// adds 0.89 there and on H100 (`docs/measurements/README.md`), rows in random order 0.74.
+pub const HBM_EFFICIENCY: f64 = 0.845;
 /// fp32 products run at a sixteenth of the bf16 tensor rate (H100 data sheet: 67 TFLOP/s on plain cores against 989).
 pub const FP32_SHARE: f64 = 67.0 / 989.0;
 /// Gap between two kernels of one stream: 2.0 µs, the median over components of (span - sum of kernels) / kernels in
@@ -56,20 +71,20 @@ pub struct Machine {
     pub memory: Bytes,
     /// Peak of dense bf16 products, FLOP/s.
     pub bf16_flop_s: f64,
-    /// Sustained FLOP/s of long bf16 products.
+    /// Sustained FLOP/s of bf16 products with long inner dimensions. See [`BF16_GEMM_DEPTH`].
     pub bf16_gemm_flop_s: f64,
     /// Peak of dense FP8 products, FLOP/s; zero where the GPU has none. See [`FP8_GEMM_EFFICIENCY`].
     pub fp8_flop_s: f64,
     /// Measured FLOP/s of FP8 products by inner dimension, in place of what follows from the peak: points, ascending;
     /// straight lines between, flat outside.
     pub fp8_gemm_flop_s: Vec<(u32, f64)>,
-    /// Sustained FLOP/s of fused attention, forward.
+    /// Sustained FLOP/s of fused attention over long sequences, forward. See [`ATTENTION_FORWARD_LENGTH`].
     pub attention_forward_flop_s: f64,
-    /// Sustained FLOP/s of fused attention, backward.
+    /// The same, backward. See [`ATTENTION_BACKWARD_LENGTH`].
     pub attention_backward_flop_s: f64,
     /// Measured points (SMs, share of the whole GPU's speed); empty: the share of the SMs.
     pub sm_share: Vec<(u32, f64)>,
-    /// Memory bandwidth, bytes/s.
+    /// Memory bandwidth that passes get, bytes/s. See [`HBM_EFFICIENCY`].
     pub hbm_byte_s: f64,
     /// Time from the end of a kernel to the start of the next.
     pub launch: Nanos,
@@ -109,7 +124,7 @@ impl Machine {
                 gpu.bf16_tflops * ATTENTION_BACKWARD_EFFICIENCY,
             ),
             sm_share: measured.sm_share.clone(),
-            hbm_byte_s: gpu.hbm_gb_s * 1e9,
+            hbm_byte_s: gpu.hbm_gb_s * 1e9 * HBM_EFFICIENCY,
             launch: measured.launch_us.map_or(LAUNCH, |us| Nanos::from_secs(us / 1e6)),
             gpus_per_node: cluster.gpus_per_node,
             nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S, NVLINK_COPY),
@@ -118,6 +133,9 @@ impl Machine {
             measured: Measured::default(),
         };
         if let Some(profile) = &measured.profile {
+            if profile.overlapped {
+                machine.interference = Interference::NONE;
+            }
             machine.measured = Measured::new(profile, &machine);
         }
         machine
@@ -167,15 +185,16 @@ impl Machine {
         Some(match rate {
             Rate::Gemm { dtype: Dtype::Fp8, depth } => match self.fp8_gemm_flop_s.first() {
                 Some(&(first, _)) => at(&self.fp8_gemm_flop_s, f64::from(depth.max(first))),
-                None => {
-                    let depth = f64::from(depth);
-                    self.fp8_flop_s * FP8_GEMM_EFFICIENCY * depth / (depth + FP8_GEMM_DEPTH)
-                }
+                None => saturating(self.fp8_flop_s * FP8_GEMM_EFFICIENCY, depth, FP8_GEMM_DEPTH),
             },
-            Rate::Gemm { dtype: Dtype::Bf16, .. } => self.bf16_gemm_flop_s,
+            Rate::Gemm { dtype: Dtype::Bf16, depth } => saturating(self.bf16_gemm_flop_s, depth, BF16_GEMM_DEPTH),
             Rate::Gemm { dtype: Dtype::Fp32, .. } => self.bf16_flop_s * FP32_SHARE,
-            Rate::AttentionForward => self.attention_forward_flop_s,
-            Rate::AttentionBackward => self.attention_backward_flop_s,
+            Rate::AttentionForward { length } => {
+                saturating(self.attention_forward_flop_s, length, ATTENTION_FORWARD_LENGTH)
+            }
+            Rate::AttentionBackward { length } => {
+                saturating(self.attention_backward_flop_s, length, ATTENTION_BACKWARD_LENGTH)
+            }
             Rate::Memory => return None,
         })
     }
@@ -210,4 +229,11 @@ impl Machine {
         let last = (u128::from(r.max(q)) + 1) * gpus - 1;
         first / node == last / node
     }
+}
+
+/// `limit` for long ones, half of it at `half`.
+fn saturating(limit: f64, length: u32, half: f64) -> f64 {
+    // An empty product has no rate; nothing divides by it but no FLOPs.
+    let length = f64::from(length.max(1));
+    limit * length / (length + half)
 }

@@ -17,7 +17,7 @@ use crate::machine::Machine;
 use crate::units::{Bytes, Nanos};
 
 /// The version that this crate reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What lies in a rank's arena begins at a multiple of so many bytes, and takes up whole multiples of it. That is what `cudaMalloc`
 /// guarantees, so every vector load and copy engine is content with it.

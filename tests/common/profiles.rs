@@ -19,5 +19,5 @@ pub fn by_factor(plan: &Plan, factor: impl Fn(&Work, u32) -> f64, sms: &[u32]) -
         };
         ops.push(ProfiledOp { op: op.what(), work: op.work.clone(), points: sms.iter().map(point).collect() });
     }
-    Profile { version: VERSION, gpu: "H100 SXM".to_owned(), sms: 132, model: "tiny".to_owned(), ops }
+    Profile { version: VERSION, gpu: "H100 SXM".to_owned(), sms: 132, model: "tiny".to_owned(), overlapped: false, ops }
 }
