@@ -120,20 +120,18 @@ fn finalists(entries: Vec<Entry>) -> Vec<Entry> {
     chosen
 }
 
-/// Where memory makes the step longer: what a longer search finds, and with stages that compute more again. For each placement, of the cut
-/// with which a timetable could be shortest if memory were no question.
+/// Where memory makes the step longer: what a longer search finds, and with stages that compute more again. Of every placement and cut whose
+/// bound leaves room for it, the lowest bound first: with which cut that works out is not known before.
 fn with_more_again(entries: &[Entry]) -> Result<Vec<Entry>> {
     let fitting = entries.iter().filter(|entry| entry.tried.lacks == Bytes::ZERO);
     let mut shortest = fitting.map(|entry| entry.tried.step).min();
     let bound = |entry: &Entry| pipeline::lower_bound(&entry.chunks.problem(&entry.job));
     let mut bounded: Vec<(Nanos, &Entry)> = entries.iter().map(|entry| (bound(entry), entry)).collect();
     bounded.sort_by_key(|(bound, _)| *bound);
-    let (mut more, mut seen) = (Vec::new(), Vec::new());
+    let mut more = Vec::new();
     let mut known: Vec<Timetable> = entries.iter().map(|entry| entry.tried.timetable.clone()).collect();
     for (bound, entry) in bounded {
-        let placement = entry.chunks.lowered.layout.placement;
-        if shortest.is_none_or(|shortest| bound < shortest) && !seen.contains(&placement) {
-            seen.push(placement);
+        if shortest.is_none_or(|shortest| bound < shortest) {
             entry.add_more_again(&mut shortest, &mut known, &mut more)?;
         }
     }
