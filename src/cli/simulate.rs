@@ -6,7 +6,7 @@ use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::sim::memory::memory;
-use crate::sim::simulate;
+use crate::sim::{Prices, simulate};
 use crate::view::simulation::{Simulated, rank_text, to_json, to_text};
 
 /// Arguments.
@@ -20,6 +20,8 @@ pub struct Args {
     /// Print everything as JSON: nanoseconds, bytes, shares from 0 to 1.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    prices: Prices,
 }
 
 /// Runs it. A plan that does not fit is reported, and still simulated: proving is the business of `verify`.
@@ -32,7 +34,7 @@ pub fn run(args: Args) -> Result<Verdict> {
     }
     let simulation = simulate(&plan)?;
     let memory = memory(&plan, &simulation);
-    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory };
+    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: args.prices };
     let width = output::report_width();
     let text = match (args.json, only) {
         (true, only) => {

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 use super::Simulated;
 use crate::sim::{Activity, RankTiming, Rates, Relief, Wait};
 use crate::units::{Bytes, Nanos};
-use crate::view::numbers::{count, grouped, percent};
+use crate::view::numbers::{count, grouped, percent, rate};
 use crate::view::table::{finish, new as new_table};
 
 /// With more ranks than this, only those that say something are listed.
@@ -54,7 +54,7 @@ pub fn rank_text(simulated: &Simulated, rank: usize, width: usize) -> String {
 }
 
 fn headline(simulated: &Simulated) -> String {
-    let Simulated { plan, simulation, memory } = simulated;
+    let Simulated { plan, simulation, memory, prices } = simulated;
     let origin = &plan.origin;
     let mut text = format!(
         "{BOLD}{} on {} · {}{BOLD:#} · {} · {} · {}\n\n",
@@ -85,7 +85,14 @@ fn headline(simulated: &Simulated) -> String {
             line("tokens/s", &rate(rates.tokens_s), &a_gpu);
             let peak = format!("of the {:.0} TFLOP/s dense bf16 peak", plan.machine.bf16_flop_s / 1e12);
             line("MFU", &percent(rates.mfu, 1.0), &peak);
-            line("GPU hours", &rate(rates.gpu_hours_per_trillion_tokens), "for a trillion tokens");
+            let hours = rates.gpu_hours_per_trillion_tokens;
+            line("GPU hours", &rate(hours), "for a trillion tokens");
+            if let Some(usd) = prices.usd(hours) {
+                line("cost", &format!("{} USD", rate(usd)), "for a trillion tokens");
+            }
+            if let Some(mwh) = prices.mwh(hours) {
+                line("energy", &format!("{} MWh", rate(mwh)), "for a trillion tokens");
+            }
         }
         None => line("tokens/s", "–", "the plan has no time, tokens, GPUs or peak to tell rates from"),
     }
@@ -284,14 +291,5 @@ fn stages_text(stages: &[u32]) -> String {
         few if few.len() <= NAMED_STAGES => format!("stages {}", few.join(", ")),
         [first, second, .., last] => format!("stages {first}, {second}, … {last}"),
         _ => "no stage".to_owned(),
-    }
-}
-
-/// A rate with three digits or more, never in powers of ten.
-fn rate(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.2}"),
-        v if v < 100.0 => format!("{v:.1}"),
-        v => grouped(v.round() as u64),
     }
 }
