@@ -56,8 +56,10 @@ pub struct Shape {
     copies: u32,
     pairs: bool,
     ends: Ends,
-    /// [`mean_held`], and the sum over ranks of the inverse of [`least_held`].
+    /// Of [`least_held`] the least over ranks, and the sum of the inverses.
     held: (f64, f64),
+    /// Micro-batches of which the fullest rank holds its part, as a rule.
+    likely: f64,
     /// GPUs that have a share of a parameter that all replicas hold.
     replicas: f64,
     per_node: f64,
@@ -80,7 +82,6 @@ impl Shape {
     pub fn new(job: &Job, split: &Split, kind: ScheduleKind) -> Self {
         let copies = if kind.placement() == Some(Placement::Bidirectional) && split.pp > 1 { 2 } else { 1 };
         let held = |rank| f64::from(least_held(kind, split.pp, split.micro_batches, rank));
-        let inverses = (0..split.pp).map(|rank| 1.0 / held(rank)).sum();
         Self {
             ranks: split.pp.into(),
             micro_batches: split.micro_batches.into(),
@@ -91,7 +92,11 @@ impl Shape {
                 ScheduleKind::ZbH1 => Ends::Forwards,
                 _ => Ends::Open,
             },
-            held: (mean_held(kind, split.pp, split.micro_batches), inverses),
+            held: (0..split.pp).map(held).fold((f64::INFINITY, 0.0), |(least, sum), n| (least.min(n), sum + 1.0 / n)),
+            likely: match kind {
+                ScheduleKind::GPipe => f64::from(split.micro_batches),
+                _ => f64::from(split.micro_batches.min(split.pp)),
+            },
             replicas: f64::from(split.dp),
             per_node: job.cluster.gpus_per_node.into(),
             tp: split.tp.into(),
@@ -99,23 +104,15 @@ impl Shape {
     }
 }
 
-/// The most chunks of each stage of a rank that a schedule surely holds at once. What generators make is compared with it, and with
-/// [`mean_held`], in `tests/search.rs`.
+/// The most chunks of each stage of a rank that a schedule surely holds at once. What generators make is compared with it in
+/// `tests/search.rs`.
 pub fn least_held(kind: ScheduleKind, ranks: u32, micro_batches: u32, rank: u32) -> u32 {
     match kind {
         ScheduleKind::GPipe => micro_batches,
         ScheduleKind::OneFOneB | ScheduleKind::ZbH1 => micro_batches.min(ranks - rank),
+        // Of the stage that is nearer to the end of its direction; of the other one more.
+        ScheduleKind::DualPipe => rank.min(ranks - 1 - rank) + 1,
         _ => 1,
-    }
-}
-
-/// Chunks of any stage that are held when its rank holds most; where two ranks hold a stage, the mean of both.
-pub fn mean_held(kind: ScheduleKind, ranks: u32, micro_batches: u32) -> f64 {
-    match kind {
-        ScheduleKind::GPipe => micro_batches.into(),
-        // A stage's two ranks: as many as it is away from the end, and from the beginning.
-        ScheduleKind::DualPipe => f64::from(ranks + 1) / 2.0,
-        _ => 1.0,
     }
 }
 
@@ -173,13 +170,22 @@ impl Table {
 
     /// What the fullest rank cannot do with less of.
     pub fn memory(&self, shape: &Shape) -> Bytes {
-        let copies = f64::from(shape.copies);
+        let activations = self.activations * f64::from(shape.copies);
+        let (held, inverses) = shape.held;
+        let mean = self.mean_state(shape) + held * activations / shape.ranks;
+        Bytes(mean.max(activations / inverses) as u64)
+    }
+
+    /// What the fullest rank is likely to need: with this, those that are not likely to fit are looked at after the others.
+    pub fn likely_memory(&self, shape: &Shape) -> Bytes {
+        Bytes((self.mean_state(shape) + shape.likely * self.activations / shape.ranks) as u64)
+    }
+
+    /// Parameters, gradients and optimizer state of a rank, the mean over ranks.
+    fn mean_state(&self, shape: &Shape) -> f64 {
         let [shared, expert] = self.owned(shape);
         let optimizer = self.optimizer[0] * shared + self.optimizer[1] * expert;
-        let activations = self.activations * copies;
-        let (held, inverses) = shape.held;
-        let mean = ((self.state + optimizer) * copies + held * activations) / shape.ranks;
-        Bytes(mean.max(activations / inverses) as u64)
+        (self.state + optimizer) * f64::from(shape.copies) / shape.ranks
     }
 
     /// The least share of the parameters that a GPU updates: of those that all replicas hold, and of routed experts. Replicas are counted

@@ -154,9 +154,8 @@ impl Configuration {
     }
 
     /// The decisions in which it differs from another one.
-    pub fn differs(&self, other: &Self) -> impl Iterator<Item = Decision> {
-        let differs = |decision: &Decision| self.said(*decision) != other.said(*decision);
-        Decision::ALL.into_iter().filter(differs).collect::<Vec<_>>().into_iter()
+    pub fn differs<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Decision> + 'a {
+        Decision::ALL.into_iter().filter(|decision| self.said(*decision) != other.said(*decision))
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { looks: 512, plain: 24, moves: 8, moved: 8, full: 3 }
+        Self { looks: 1024, plain: 24, moves: 8, moved: 8, full: 3 }
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Sieve<'a> {
 
 /// What is left.
 pub struct Sieved {
-    /// For each level the configurations of each schedule with the least bounds. Of those that differ only in SMs the best.
+    /// For each level the configurations of each schedule that are likely to fit, then the others, with the least bounds. Of those that differ only in SMs the best.
     pub candidates: Vec<Vec<Configuration>>,
     /// No plan of any configuration that fits, and is faster than had to be, is below.
     pub bound: Nanos,
@@ -36,6 +36,8 @@ pub struct Sieved {
 /// A configuration with its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Bounded {
+    /// It is likely to need more than the level has.
+    unlikely: bool,
     step: Nanos,
     memory: Bytes,
     configuration: Configuration,
@@ -54,11 +56,12 @@ impl Sieve<'_> {
             |split: &Split| split.schedules.iter().map(|&(kind, _)| Shape::new(self.job, split, kind)).collect();
         let splits: Vec<Shaped> = self.space.splits.iter().map(|split| (split, shapes(split))).collect();
         let mut best: Lists = self.levels.iter().map(|_| Default::default()).collect();
-        let mut leanest = None;
+        let (mut leanest, mut bound) = (None, Nanos(u64::MAX));
         let all = self.space.settings.len() as u64;
         for (number, settings) in self.space.settings.chunks(BATCH).enumerate() {
-            for (found, lean) in parallel::map(threads, settings, |setting| self.of_setting(setting, &splits)) {
+            for (found, lean, least) in parallel::map(threads, settings, |setting| self.of_setting(setting, &splits)) {
                 leanest = leanest.into_iter().chain(lean).min();
+                bound = bound.min(least);
                 let lists = best.iter_mut().flatten().zip(found.into_iter().flatten());
                 lists.for_each(|(best, found)| best.extend(found));
             }
@@ -68,22 +71,18 @@ impl Sieve<'_> {
             }
             progress((number * BATCH + settings.len()) as u64, all);
         }
-        let first = best.first().and_then(|lists| lists.iter().filter_map(|list| list.first()).min());
         let configurations = |lists: &[Vec<Bounded>; ScheduleKind::PUBLISHED.len()]| {
             lists.iter().flatten().map(|bounded| bounded.configuration).collect()
         };
-        Sieved {
-            bound: first.map_or(Nanos(u64::MAX), |first| first.step),
-            candidates: best.iter().map(configurations).collect(),
-            leanest,
-        }
+        Sieved { bound, candidates: best.iter().map(configurations).collect(), leanest }
     }
 
-    fn of_setting(&self, setting: &Setting, splits: &[Shaped]) -> (Lists, Option<(Bytes, Configuration)>) {
+    fn of_setting(&self, setting: &Setting, splits: &[Shaped]) -> (Lists, Option<(Bytes, Configuration)>, Nanos) {
         let sms = &self.space.sms;
         let table = Table::new(self.job, self.machine, setting, sms);
         let mut found: Lists = self.levels.iter().map(|_| Default::default()).collect();
         let mut leanest: Option<(Bytes, Configuration)> = None;
+        let mut bound = Nanos(u64::MAX);
         for (split, shapes) in splits.iter().filter(|(split, _)| split.takes(setting)) {
             for (&schedule, shape) in split.schedules.iter().zip(shapes) {
                 let memory = table.memory(shape);
@@ -94,15 +93,16 @@ impl Sieve<'_> {
                     continue;
                 }
                 let Some((step, at)) = (0..sms.len()).map(|at| (table.step(shape, at), at)).min() else { continue };
-                let bounded = Bounded { step, memory, configuration: split.with(schedule, setting, sms[at]) };
+                bound = bound.min(step);
+                let (likely, configuration) = (table.likely_memory(shape), split.with(schedule, setting, sms[at]));
                 let kind = ScheduleKind::PUBLISHED.iter().position(|kind| *kind == schedule.0);
                 for (lists, (level, useful)) in found.iter_mut().zip(&self.levels) {
                     if let Some(kind) = kind.filter(|_| memory <= *level && step < *useful) {
-                        lists[kind].push(bounded);
+                        lists[kind].push(Bounded { unlikely: likely > *level, step, memory, configuration });
                     }
                 }
             }
         }
-        (found, leanest)
+        (found, leanest, bound)
     }
 }

@@ -139,6 +139,14 @@ fn double_network(job: &Job) -> Changed {
     })
 }
 
+/// A unit moved over the boundary behind a stage, from the later stage or to it; and where stages end then.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Move {
+    boundary: usize,
+    from_later: bool,
+    ends: Vec<usize>,
+}
+
 /// A unit moved over one boundary between stages: those moves that look best. `auto` cuts models as it likes.
 fn boundaries(job: &Job, sms: u32, threads: usize) -> Result<Vec<Changed>> {
     if job.training.schedule == ScheduleKind::Auto {
@@ -150,33 +158,33 @@ fn boundaries(job: &Job, sms: u32, threads: usize) -> Result<Vec<Changed>> {
     for stage in &lowered.stages {
         ends.push(ends.last().copied().unwrap_or(0) + stage.units.len());
     }
-    let mut moves: Vec<(usize, bool, Vec<usize>)> = Vec::new();
+    let mut moves: Vec<Move> = Vec::new();
     for boundary in 0..ends.len().saturating_sub(1) {
-        for later in [false, true] {
-            let giving = boundary + usize::from(later);
+        for from_later in [false, true] {
+            let giving = boundary + usize::from(from_later);
             if lowered.stages[giving].units.len() > 1 {
                 let mut moved = ends.clone();
-                if later {
+                if from_later {
                     moved[boundary] += 1
                 } else {
                     moved[boundary] -= 1
                 }
-                moves.push((boundary, later, moved));
+                moves.push(Move { boundary, from_later, ends: moved });
             }
         }
     }
     let own = Configuration::of(job, sms);
     let known = Known::new(job, &machine, &[own], threads);
-    let estimates = parallel::map(threads, &moves, |(_, _, ends)| {
-        let look = known.look_at(&own, &lower::cut(job, ends));
+    let estimates = parallel::map(threads, &moves, |moved| {
+        let look = known.look_at(&own, &lower::cut(job, &moved.ends));
         look.map(|look| look.map_or(Nanos(u64::MAX), |look| look.estimate))
     });
     let estimates = estimates.into_iter().collect::<Result<Vec<Nanos>>>()?;
-    let mut ordered: Vec<(Nanos, (usize, bool, Vec<usize>))> = estimates.into_iter().zip(moves).collect();
+    let mut ordered: Vec<(Nanos, Move)> = estimates.into_iter().zip(moves).collect();
     ordered.sort();
-    let change = |(_, (boundary, later, ends)): (Nanos, (usize, bool, Vec<usize>))| {
-        let (from, to) = if later { (boundary + 1, boundary) } else { (boundary, boundary + 1) };
-        let unit = lowered.stages[from].units[if later { 0 } else { lowered.stages[from].units.len() - 1 }];
+    let change = |(_, Move { boundary, from_later, ends }): (Nanos, Move)| {
+        let (from, to) = if from_later { (boundary + 1, boundary) } else { (boundary, boundary + 1) };
+        let unit = lowered.stages[from].units[if from_later { 0 } else { lowered.stages[from].units.len() - 1 }];
         Changed {
             what: format!("{unit} from stage {from} to {to}"),
             job: job.clone(),

@@ -127,9 +127,14 @@ fn changes(from: &Configuration, to: &Configuration) -> String {
 fn neighbours(found: &Found, width: usize) -> String {
     let mut table = table::new(&["decision", "to", "because"], width);
     for neighbour in &found.neighbours {
+        let (decision, to) = (neighbour.decision, &neighbour.configuration);
+        // What had to move with it.
+        let moved = found.front.first().map(|best| to.differs(&best.configuration)).into_iter().flatten();
+        let moved =
+            moved.filter(|other| *other != decision).map(|other| format!(", {} {}", other.name(), to.said(other)));
         table.add_row(vec![
-            neighbour.decision.name().to_owned(),
-            neighbour.configuration.said(neighbour.decision),
+            decision.name().to_owned(),
+            [to.said(decision)].into_iter().chain(moved).collect::<String>(),
             because(&neighbour.reason),
         ]);
     }
