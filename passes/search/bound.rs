@@ -2,7 +2,7 @@
 //!
 //! It holds for every cut of the model into stages. Of a step: a rank has at least the mean of the work; where a schedule makes each rank wait for
 //! the forwards in front of it and has the backwards behind it, the best cut gives later ranks less, and leaves
-//! `W / (1 - (1 - 1/M)^P)` for work `W` of a micro-batch ([`Ends`]); some rank has at least the mean number of layers of a kind, rounded
+//! `W / (1 - (1 - 1/M)^P)` for work `W` of a micro-batch; some rank has at least the mean number of layers of a kind, rounded
 //! up; and behind the last action every rank updates its parameters. Of memory: the mean of parameters, gradients and optimizer state, and the
 //! activations that the schedule holds at least.
 

@@ -7,7 +7,7 @@
 //! 1. [`bound`]: what no plan of a configuration is below, from a table; for every configuration of the [`space`].
 //! 2. [`closer`]: the same for the stages that it gets and its schedule's timetable, and an estimate; for those with the least bounds.
 //! 3. [`exact`], layers in their plain form: all passes and the simulation; for those with the least estimates, and for the
-//!    [`neighbours`] of the best as long as one is better.
+//!    neighbours of the best as long as one is better.
 //! 4. all passes with rewritten layers; for the best few.
 //!
 //! This is done for several limits of memory, so that what is found is a front: what is the fastest in how much memory. Bounds are proved
