@@ -11,6 +11,7 @@ pub mod overlap;
 pub mod pipeline;
 pub mod place;
 pub mod rewrite;
+pub mod search;
 pub mod solver;
 pub mod split;
 pub mod unit_work;
@@ -69,24 +70,29 @@ const TIGHTER: u32 = 4;
 /// # Errors
 /// If the schedule's preconditions do not hold, or the model cannot be cut into so many stages.
 pub fn compile(job: &Job) -> Result<Compiled> {
-    if job.training.schedule == ScheduleKind::Auto {
-        return auto::compile(job);
+    match job.training.schedule {
+        ScheduleKind::Auto => auto::compile(job),
+        _ => compile_as(job, &Wanted::default()),
     }
-    let compiled = across_ranks(job, inside_chunks(job)?)?;
+}
+
+/// The same for a published schedule, with chunks as they are wanted.
+fn compile_as(job: &Job, wanted: &Wanted) -> Result<Compiled> {
+    let compiled = across_ranks(job, inside_chunks_as(job, wanted)?)?;
     let rewrites = job.training.overlap == PairOrder::Search && !rewrite::none_allowed(job);
     if !rewrites || fits(&compiled.plan)? {
         return Ok(compiled);
     }
     let mut without = job.clone();
     without.training.without_rewrites = vec![rewrite::ALL.to_owned()];
-    let plain = across_ranks(&without, inside_chunks(&without)?)?;
+    let plain = across_ranks(&without, inside_chunks_as(&without, wanted)?)?;
     if !fits(&plain.plan)? {
         return Ok(compiled);
     }
     let mut fullest = compiled;
     for _ in 0..TIGHTER {
         let most = fullest.plan.programs.iter().map(|program| program.workspace).max().unwrap_or_default();
-        let less = Wanted { workspace: Some(most.saturating_sub(Bytes(1))), ..Wanted::default() };
+        let less = Wanted { workspace: Some(most.saturating_sub(Bytes(1))), ..wanted.clone() };
         fullest = across_ranks(job, inside_chunks_as(job, &less)?)?;
         if fits(&fullest.plan)? {
             let better = fullest.plan.timetable.makespan < plain.plan.timetable.makespan;

@@ -242,9 +242,13 @@ fn every_training_flag_works() {
         // These say what is so already.
         assert!(plan != *PLAN || flags[0] == "--placement", "{flags:?}");
     }
-    let rows = done(&["compare", TINY, "--pp", "2", "--dp", "4", "--micro-batches", "4", "--json"]);
-    let rows: serde_json::Value = serde_json::from_str(&rows).expect("JSON");
+    let rows = ["compare", TINY, "--pp", "2", "--dp", "4", "--micro-batches", "4", "--json", "--price", "2"];
+    let rows: serde_json::Value = serde_json::from_str(&done(&rows)).expect("JSON");
     for row in rows["equal_devices"].as_array().expect("rows") {
+        // 2 USD an hour: 1e12 tokens over the tokens of a GPU in an hour.
+        let rate = row["result"]["tokens_per_s_per_gpu"].as_f64().expect("a rate");
+        let usd = row["result"]["usd_per_trillion_tokens"].as_f64().expect("a cost");
+        assert!((usd * rate / (2e12 / 3600.0) - 1.0).abs() < 1e-9, "{row}");
         assert_eq!(row["result"]["ranks"], 2, "{row}");
         assert_eq!(row["result"]["gpus"], 8, "{row}");
     }

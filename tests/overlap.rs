@@ -6,7 +6,7 @@ use dualweave::ir::{
     Chunk, Component, Held, Kernel, Layout, Op, Phase, Placement, Program, Rate, Step, Stream, Tokens, Work,
 };
 use dualweave::job::training::PairOrder;
-use dualweave::machine::{Interference, LinkModel, Machine, Measured};
+use dualweave::machine::{ATTENTION_FORWARD_LENGTH, EXCHANGE_EFFICIENCY, Interference, LinkModel, Machine, Measured};
 use dualweave::passes::overlap::{Budget, Options, Pairs, StageForms, overlap};
 use dualweave::sim::time_program;
 use dualweave::units::{Bytes, Flops, Nanos};
@@ -18,7 +18,13 @@ const COMM_SMS: u32 = 20;
 
 /// Kernels take about 1.7 ns for a FLOP on all SMs, exchanges 1 ns for a byte on their 20.
 fn machine() -> Machine {
-    let link = LinkModel { latency: Nanos::ZERO, byte_s: 1e9, per_sm_byte_s: 5e7, measured: vec![], copy_byte_s: 1e9 };
+    let link = LinkModel {
+        latency: Nanos::ZERO,
+        byte_s: 1e9 / EXCHANGE_EFFICIENCY,
+        per_sm_byte_s: 5e7 / EXCHANGE_EFFICIENCY,
+        measured: vec![],
+        copy_byte_s: 1e9,
+    };
     Machine {
         gpu: "test".into(),
         sms: SMS,
@@ -27,7 +33,8 @@ fn machine() -> Machine {
         bf16_gemm_flop_s: 1e9,
         fp8_flop_s: 1e9,
         fp8_gemm_flop_s: vec![(64, 1e9)],
-        attention_forward_flop_s: 587e9 / 989.0,
+        // 587 of 989 FLOPs in a microsecond, at the length of the tests' attention.
+        attention_forward_flop_s: 587e9 / 989.0 * (4096.0 + ATTENTION_FORWARD_LENGTH) / 4096.0,
         attention_backward_flop_s: 427e9 / 989.0,
         sm_share: vec![],
         hbm_byte_s: 1e9,

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 #[test]
 fn one_of_each() {
     let all = published::runs();
-    let mut text = String::from("run: tokens/s per GPU published, simulated, error\n");
+    let mut text = String::from("run: tokens/s per GPU published, simulated, error; time of the ranks\n");
     let kinds = [
         "DeepSeek-V3 pretraining",
         "LLAMA3_70B DGX-H100 25.11",
@@ -21,7 +21,13 @@ fn one_of_each() {
         let run = all.iter().find(|run| run.name == name).unwrap_or_else(|| panic!("{name} is not in the table"));
         let outcome = run.outcome();
         let error = outcome.error();
-        let _ = writeln!(text, "{name}: {:.0}, {:.0}, {:+.1} %", outcome.published, outcome.simulated, 100.0 * error);
+        let [busy, exposed, bubble] = outcome.shares.map(|share| (100.0 * share).round());
+        let (published, simulated) = (outcome.published, outcome.simulated);
+        let _ = writeln!(
+            text,
+            "{name}: {published:.0}, {simulated:.0}, {:+.1} %; {busy} % computing, {exposed} % exposed, {bubble} % idle",
+            100.0 * error
+        );
         if name.starts_with("DeepSeek-V3") {
             assert!(error.abs() < 0.1, "{text}");
         }

@@ -10,6 +10,8 @@ mod again;
 mod cut;
 mod room;
 
+pub(super) use room::held;
+
 use super::place::arena::{AT_LENGTH, BRIEFLY};
 use super::{Chunks, Compiled, Scheduled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline, tighten};
 use crate::error::{Error, Result};

@@ -2,7 +2,7 @@
 
 mod stages;
 
-pub use stages::stages;
+pub use stages::{stages, without_programs};
 
 use std::collections::BTreeSet;
 

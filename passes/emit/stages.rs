@@ -10,10 +10,7 @@ use crate::passes::unit_work::embedding_parameters;
 use crate::plan::PlanStage;
 use crate::units::{Bytes, Flops};
 
-/// The stages of a plan.
-///
-/// A second copy of the embedding is counted where an MTP module (which embeds the next token) or a tied head stands on
-/// ranks that do not hold the embedding; its gradient's exchange is part of the stage's reduction.
+/// The stages of a plan, with the programs that they run by themselves.
 pub fn stages(
     job: &Job,
     machine: &Machine,
@@ -21,14 +18,28 @@ pub fn stages(
     split: &[SplitStage],
     overlapped: &Overlapped,
 ) -> Vec<PlanStage> {
+    let mut stages = without_programs(job, machine, lowered, split);
+    for (stage, programs) in stages.iter_mut().zip(&overlapped.stages) {
+        stage.f = Some(programs.f);
+        stage.b = Some(programs.b);
+        stage.i = Some(programs.i);
+        stage.w = Some(programs.w);
+    }
+    stages
+}
+
+/// The stages of a plan whose programs are not made yet.
+///
+/// A second copy of the embedding is counted where an MTP module (which embeds the next token) or a tied head stands on
+/// ranks that do not hold the embedding; its gradient's exchange is part of the stage's reduction.
+pub fn without_programs(job: &Job, machine: &Machine, lowered: &Lowered, split: &[SplitStage]) -> Vec<PlanStage> {
     let precision = &job.model.precision;
     lowered
         .stages
         .iter()
         .zip(split)
-        .zip(&overlapped.stages)
         .enumerate()
-        .map(|(number, ((stage, split), programs))| {
+        .map(|(number, (stage, split))| {
             let shared = (split.parameters.shared + copied_embedding(job, lowered, number))
                 .saturating_sub(shared_embedding(job, &stage.units));
             let groups = Groups::new(job, machine, &lowered.layout.holders(number as u32));
@@ -59,10 +70,10 @@ pub fn stages(
                     true => exchange(&shares, |values| precision.weights.bytes(values), false),
                     false => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
                 },
-                f: Some(programs.f),
-                b: Some(programs.b),
-                i: Some(programs.i),
-                w: Some(programs.w),
+                f: None,
+                b: None,
+                i: None,
+                w: None,
             }
         })
         .collect()

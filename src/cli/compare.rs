@@ -11,9 +11,9 @@ use crate::job::training::ScheduleKind;
 use crate::job::{self, Job, Overrides};
 use crate::passes;
 use crate::sim::memory::memory;
-use crate::sim::{Rates, simulate};
+use crate::sim::{Prices, Rates, simulate};
 use crate::units::{Bytes, Nanos};
-use crate::view::numbers::{count, grouped, percent};
+use crate::view::numbers::{count, grouped, percent, rate};
 use crate::view::table;
 
 /// Columns of a table that goes into a file or a pipe.
@@ -44,6 +44,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    prices: Prices,
+    #[command(flatten)]
     overrides: Overrides,
 }
 
@@ -60,6 +62,7 @@ pub fn run(args: Args) -> Result<Verdict> {
     }
     let job = &loaded.job;
     let (ranks, stages) = (job.training.pp, job.training.stages());
+    let row = |job: Result<Job>, kind| row(job, kind, &args.prices);
     let published = ScheduleKind::PUBLISHED.into_iter();
     let devices: Vec<Row> =
         published.chain([ScheduleKind::Auto]).map(|kind| row(variant(job, kind, Some(ranks)), kind)).collect();
@@ -151,10 +154,14 @@ struct Numbers {
     arena_fragmentation_share: f64,
     fits: bool,
     tokens_per_s_per_gpu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usd_per_trillion_tokens: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mwh_per_trillion_tokens: Option<f64>,
 }
 
-fn row(job: Result<Job>, kind: ScheduleKind) -> Row {
-    let outcome = match job.and_then(|job| numbers(&job)) {
+fn row(job: Result<Job>, kind: ScheduleKind, prices: &Prices) -> Row {
+    let outcome = match job.and_then(|job| numbers(&job, prices)) {
         Ok(numbers) => Outcome::Result(numbers),
         Err(error) => Outcome::Refused(match error.help_text() {
             Some(help) => format!("{error} ({help})"),
@@ -164,13 +171,15 @@ fn row(job: Result<Job>, kind: ScheduleKind) -> Row {
     Row { schedule: kind.name(), outcome }
 }
 
-fn numbers(job: &Job) -> Result<Numbers> {
+fn numbers(job: &Job, prices: &Prices) -> Result<Numbers> {
     let plan = passes::compile(job)?.plan;
     let simulation = simulate(&plan)?;
     let memory = memory(&plan, &simulation);
     let ranks = simulation.ranks.len() as f64;
     let share = |times: Nanos| times.as_f64() / (simulation.step.as_f64() * ranks);
     let most = memory.iter().max_by_key(|rank| rank.activations());
+    let rates = Rates::new(&plan, &simulation);
+    let hours = rates.map(|rates| rates.gpu_hours_per_trillion_tokens);
     Ok(Numbers {
         ranks: plan.layout.ranks,
         gpus: plan.origin.gpus,
@@ -187,14 +196,16 @@ fn numbers(job: &Job) -> Result<Numbers> {
         arena_bytes: memory.iter().map(|rank| rank.need.arena).max().unwrap_or_default().0,
         arena_fragmentation_share: memory.iter().map(|rank| rank.need.fragmentation()).fold(0.0, f64::max),
         fits: memory.iter().all(|rank| rank.need.total() <= plan.machine.memory),
-        tokens_per_s_per_gpu: Rates::new(&plan, &simulation).map(|rates| rates.tokens_s_gpu),
+        tokens_per_s_per_gpu: rates.map(|rates| rates.tokens_s_gpu),
+        usd_per_trillion_tokens: hours.and_then(|hours| prices.usd(hours)),
+        mwh_per_trillion_tokens: hours.and_then(|hours| prices.mwh(hours)),
     })
 }
 
 /// A column of the tables: its name, and what it shows of a result.
 type Column = (&'static str, fn(&Numbers) -> String);
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 14] = [
     ("stages", |numbers| numbers.placement.to_string()),
     ("ranks", |numbers| numbers.ranks.to_string()),
     ("GPUs", |numbers| grouped(numbers.gpus)),
@@ -207,7 +218,13 @@ const COLUMNS: [Column; 12] = [
     ("lost", |numbers| percent(numbers.arena_fragmentation_share, 1.0)),
     ("memory", |numbers| Bytes(numbers.peak_memory_bytes).to_string()),
     ("fits", |numbers| if numbers.fits { "yes".to_owned() } else { "no".to_owned() }),
+    (USD, |numbers| numbers.usd_per_trillion_tokens.map_or_else(String::new, rate)),
+    (MWH, |numbers| numbers.mwh_per_trillion_tokens.map_or_else(String::new, rate)),
 ];
+
+/// Columns that are there if prices are given: of a trillion tokens.
+const USD: &str = "USD/T";
+const MWH: &str = "MWh/T";
 
 /// How much longer the timetable is than the bound on any of the same programs and placement.
 fn gap(numbers: &Numbers) -> f64 {
@@ -232,7 +249,12 @@ fn tables(tables: [&[Row]; 2], width: usize) -> ([String; 2], &'static [&'static
 }
 
 fn text(rows: &[Row], left_out: &[&str], width: usize) -> String {
-    let columns = || COLUMNS.iter().filter(|(name, _)| !left_out.contains(name));
+    let any = |of: fn(&Numbers) -> Option<f64>| {
+        rows.iter().any(|row| matches!(&row.outcome, Outcome::Result(numbers) if of(numbers).is_some()))
+    };
+    let (usd, mwh) = (any(|numbers| numbers.usd_per_trillion_tokens), any(|numbers| numbers.mwh_per_trillion_tokens));
+    let is_shown = |name: &str| !left_out.contains(&name) && (usd || name != USD) && (mwh || name != MWH);
+    let columns = || COLUMNS.iter().filter(|(name, _)| is_shown(name));
     let names: Vec<&str> =
         ["schedule"].into_iter().chain(columns().map(|&(name, _)| name)).chain(["tokens/s/GPU"]).collect();
     let fastest = rows.iter().filter_map(|row| match &row.outcome {

@@ -17,6 +17,7 @@ mod output;
 pub mod overlap;
 mod run;
 pub mod schedule;
+mod search;
 pub mod show;
 mod simulate;
 mod tune;
@@ -67,6 +68,8 @@ enum Command {
     Show(show::Args),
     /// Compile a job under every schedule and put them side by side.
     Compare(compare::Args),
+    /// Look for faster configurations of a job: parallelism, micro-batches, schedule, recomputation, payloads, SMs.
+    Search(search::Args),
     /// Say what changed between two plans; exit code 1 if anything did.
     Diff(diff::Args),
     /// Write a plan in another tool's form.
@@ -122,6 +125,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Show(args) => show::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Search(args) => search::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Export(args) => export::run(args),
         Command::Import(args) => import::run(args),

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::interop::measured::Measured;
 use crate::plan::Plan;
 use crate::sim::memory::{RankMemory, memory};
-use crate::sim::{Simulation, simulate};
+use crate::sim::{Prices, Simulation, simulate};
 use crate::view::figure;
 use crate::view::report::{self, Planned};
 use crate::view::simulation::{Simulated, rank_text, to_json, to_text};
@@ -36,6 +36,8 @@ pub struct Args {
     /// Write the timeline as a figure for a paper, as wide as a column.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    #[command(flatten)]
+    prices: Prices,
 }
 
 /// A plan that was read, and all that was found.
@@ -44,20 +46,22 @@ struct Read {
     plan: Plan,
     simulation: Simulation,
     memory: Vec<RankMemory>,
+    prices: Prices,
 }
 
 impl Read {
-    fn new(path: &Path) -> Result<Self> {
+    fn new(path: &Path, prices: Prices) -> Result<Self> {
         let plan = Plan::from_ron(&path.display().to_string(), &output::read(path)?)?;
         let simulation = simulate(&plan)?;
         let memory = memory(&plan, &simulation);
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, plan, simulation, memory })
+        Ok(Self { name, plan, simulation, memory, prices })
     }
 
     fn simulated(&self) -> Simulated<'_> {
-        Simulated { plan: &self.plan, simulation: &self.simulation, memory: &self.memory }
+        let prices = self.prices;
+        Simulated { plan: &self.plan, simulation: &self.simulation, memory: &self.memory, prices }
     }
 
     fn planned(&self) -> Planned<'_> {
@@ -80,14 +84,14 @@ pub fn run(args: Args) -> Result<Verdict> {
     if to_stdout && (args.json || args.rank.is_some()) {
         return Err(Error::new("standard output cannot take two things").help("name a file in place of `-`"));
     }
-    let read = Read::new(&args.plan)?;
+    let read = Read::new(&args.plan, args.prices)?;
     let only = args.rank.map(|rank| rank as usize);
     if let Some(rank) = only.filter(|&rank| rank >= read.plan.ranks.len()) {
         let help = format!("ranks are counted from 0 to {}", read.plan.ranks.len().saturating_sub(1));
         return Err(Error::new(format!("there is no rank {rank}: the plan has {}", read.plan.ranks.len())).help(help));
     }
     if let Some(path) = &args.report {
-        let others = args.against.iter().map(|path| Read::new(path)).collect::<Result<Vec<_>>>()?;
+        let others = args.against.iter().map(|path| Read::new(path, args.prices)).collect::<Result<Vec<_>>>()?;
         let measured = args.measured.as_deref().map(|path| measured(path, &read)).transpose()?;
         let mut plans = vec![Planned { measured: measured.as_ref(), ..read.planned() }];
         plans.extend(others.iter().map(Read::planned));

@@ -14,6 +14,7 @@ pub mod profile;
 pub mod sms;
 mod source;
 pub mod training;
+mod write;
 
 pub use check::MOST_LAYERS;
 pub use cluster::Cluster;

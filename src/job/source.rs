@@ -137,7 +137,7 @@ impl File {
 pub(super) const JOB: &str = "job";
 
 /// RON as jobs are written: options without `Some`, and the fields of `Gqa(heads: 32)` without a second pair of brackets.
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options::default().with_default_extension(
         Extensions::UNWRAP_NEWTYPES | Extensions::IMPLICIT_SOME | Extensions::UNWRAP_VARIANT_NEWTYPES,
     )

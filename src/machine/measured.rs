@@ -70,6 +70,15 @@ impl Measured {
         Self { works, computation, exchange }
     }
 
+    /// The least factor that any work can take.
+    pub fn least(&self) -> f64 {
+        let of_works = self.works.iter().flat_map(|of| &of.factors);
+        let all = of_works.chain(&self.computation).chain(&self.exchange).map(|&(_, factor)| factor);
+        let least = all.fold(f64::INFINITY, f64::min);
+        // What is like nothing that was measured takes no factor.
+        if self.computation.is_empty() || self.exchange.is_empty() { least.min(1.0) } else { least }
+    }
+
     /// Measured over modelled time.
     pub(super) fn factor(&self, work: &Work, sms: u32) -> f64 {
         if self.works.is_empty() {

@@ -156,7 +156,7 @@ impl Machine {
     }
 
     /// The same, without what was measured.
-    fn modelled(&self, work: &Work, sms: u32) -> Nanos {
+    pub fn modelled(&self, work: &Work, sms: u32) -> Nanos {
         match work {
             Work::Compute(kernels) => kernels.iter().map(|kernel| self.kernel(kernel, sms)).sum(),
             Work::Exchange { nvlink, network } => {

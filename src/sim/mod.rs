@@ -18,7 +18,7 @@ mod streams;
 pub use account::{Activity, Cause, Gap, Reason, Wait};
 pub use meeting::{ItemId, Transfer, match_transfers};
 pub use program::{ProgramTiming, time_program};
-pub use rates::Rates;
+pub use rates::{Prices, Rates};
 pub use references::check_references;
 pub use relief::Relief;
 pub use streams::{StreamOps, run_streams};

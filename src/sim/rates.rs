@@ -34,3 +34,52 @@ impl Rates {
         all.iter().all(|rate| rate.is_finite()).then_some(rates)
     }
 }
+
+/// What a GPU costs. What is not given is not told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, clap::Args)]
+pub struct Prices {
+    /// Price of a GPU hour, in USD: also tells what a trillion tokens cost.
+    #[arg(long, value_name = "USD", value_parser = positive, allow_negative_numbers = true)]
+    pub price: Option<f64>,
+    /// Power of a GPU with its share of everything around it, in W: also tells the energy of a trillion tokens.
+    #[arg(long, value_name = "W", value_parser = positive, allow_negative_numbers = true)]
+    pub watts: Option<f64>,
+}
+
+impl Prices {
+    /// USD of so many GPU hours.
+    pub fn usd(&self, gpu_hours: f64) -> Option<f64> {
+        self.price.map(|price| price * gpu_hours)
+    }
+
+    /// Energy of so many GPU hours, MWh.
+    pub fn mwh(&self, gpu_hours: f64) -> Option<f64> {
+        self.watts.map(|watts| watts * gpu_hours / 1e6)
+    }
+}
+
+/// A price or a power: at most what no GPU comes near, so that costs are numbers.
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    match number > 0.0 && number <= 1e6 {
+        true => Ok(number),
+        false => Err("expected a number above 0, at most 1000000".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_follow_from_hours() {
+        let prices = Prices { price: Some(2.0), watts: Some(700.0) };
+        // DeepSeek-V3's report: 180 thousand H800 hours for a trillion tokens, at 2 USD an hour.
+        assert_eq!(prices.usd(180e3), Some(360e3));
+        assert_eq!(prices.mwh(180e3), Some(126.0));
+        assert_eq!(Prices::default().usd(1.0), None);
+        for wrong in ["0", "-1", "nan", "inf", "1e9", "two"] {
+            assert!(positive(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -30,3 +30,12 @@ pub fn count(number: u64, noun: &str) -> String {
     };
     format!("{} {noun}{plural}", grouped(number))
 }
+
+/// A rate with three digits or more, never in powers of ten.
+pub fn rate(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => grouped(v.round() as u64),
+    }
+}

@@ -5,7 +5,7 @@ use dualweave::cli::show::chart;
 use dualweave::ir::Timetable;
 use dualweave::plan::{Plan, PlanRank};
 use dualweave::sim::memory::memory;
-use dualweave::sim::{check_references, simulate};
+use dualweave::sim::{Prices, check_references, simulate};
 use dualweave::verify::verify;
 use dualweave::view::report::Planned;
 use dualweave::view::simulation::{Simulated, rank_text, to_json, to_text};
@@ -47,7 +47,7 @@ pub fn everything(text: &str) -> Reached {
         }
     };
     let memory = memory(&plan, &simulation);
-    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory };
+    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: Prices::default() };
     for width in [1, 80] {
         assert!(!to_text(&simulated, width).is_empty());
         for rank in 0..plan.ranks.len() {

@@ -538,5 +538,6 @@ fn slow_fp8(job: &mut Job) {
 fn slow_fp8_exchanges(job: &mut Job) {
     slow(job);
     job.training.fp8_exchanges = true;
+    job.cluster.nvlink.gb_s = 0.01;
     job.training.without_rewrites = vec!["copy-engine".to_owned()];
 }

@@ -3,7 +3,7 @@
 use dualweave::interop::measured::Measured;
 use dualweave::plan::Plan;
 use dualweave::sim::memory::memory;
-use dualweave::sim::simulate;
+use dualweave::sim::{Prices, simulate};
 use dualweave::view::report::{Planned, write};
 use dualweave::view::simulation::Simulated;
 
@@ -26,7 +26,8 @@ fn measured_traces() {
         |bytes, _| match Measured::read("trace.json", &String::from_utf8_lossy(bytes), &plan, &simulation) {
             Err(error) => Answer::Refused(error),
             Ok(measured) => {
-                let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory };
+                let simulated =
+                    Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: Prices::default() };
                 let planned = Planned { name: "plan.ron", simulated, measured: Some(&measured) };
                 write(&[planned], &mut Vec::new()).expect("memory takes it");
                 Answer::Used

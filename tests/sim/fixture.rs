@@ -8,15 +8,20 @@ use dualweave::ir::{
     Unit, Work,
 };
 use dualweave::job::model::{Attention, Model};
-use dualweave::machine::{Interference, LinkModel, Machine, Measured};
+use dualweave::machine::{EXCHANGE_EFFICIENCY, Interference, LinkModel, Machine, Measured};
 use dualweave::plan::{Certificate, Item, Origin, Pair, Plan, PlanRank, PlanStage, Ring, Task, VERSION};
 use dualweave::units::{Bytes, Flops, Nanos};
 
 use crate::shapes;
 
 pub fn machine() -> Machine {
-    let link =
-        |byte_s| LinkModel { latency: Nanos::ZERO, byte_s, per_sm_byte_s: 1e12, measured: vec![], copy_byte_s: byte_s };
+    let link = |byte_s| LinkModel {
+        latency: Nanos::ZERO,
+        byte_s: byte_s / EXCHANGE_EFFICIENCY,
+        per_sm_byte_s: 1e12,
+        measured: vec![],
+        copy_byte_s: byte_s,
+    };
     Machine {
         gpu: "one byte a nanosecond".into(),
         sms: 100,

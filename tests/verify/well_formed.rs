@@ -31,7 +31,7 @@ fn layouts_that_do_not_fit() {
     finds(&plan, &["layout: has no micro-batches [well-formed]"]);
     let mut plan = linear();
     plan.version = 7;
-    finds(&plan, &["layout: is of version 7 of the format, not 2 [well-formed]"]);
+    finds(&plan, &["layout: is of version 7 of the format, not 3 [well-formed]"]);
 }
 
 #[test]

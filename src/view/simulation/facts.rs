@@ -5,7 +5,7 @@ use serde_json::Number;
 use super::Simulated;
 use crate::sim::{RankTiming, Rates};
 use crate::units::Nanos;
-use crate::view::numbers::{count, grouped, percent};
+use crate::view::numbers::{count, percent, rate};
 
 /// A number with its name, for a line or a cell.
 pub struct Fact {
@@ -34,7 +34,7 @@ pub fn title(simulated: &Simulated) -> [String; 2] {
 
 /// All of them.
 pub fn facts(simulated: &Simulated) -> Vec<Fact> {
-    let Simulated { plan, simulation, memory } = simulated;
+    let Simulated { plan, simulation, memory, prices } = simulated;
     let mut facts = Vec::new();
     let mut add = |key, name, value: String, number: Option<Number>, more: String| {
         facts.push(Fact { key, name, value, number, more });
@@ -52,8 +52,14 @@ pub fn facts(simulated: &Simulated) -> Vec<Fact> {
             let peak = format!("of the {:.0} TFLOP/s dense bf16 peak", plan.machine.bf16_flop_s / 1e12);
             add("mfu", "MFU", percent(rates.mfu, 1.0), number(rates.mfu), peak);
             let hours = rates.gpu_hours_per_trillion_tokens;
-            let more = "for a trillion tokens".to_owned();
-            add("gpu_hours_per_trillion_tokens", "GPU hours", rate(hours), number(hours), more);
+            let more = || "for a trillion tokens".to_owned();
+            add("gpu_hours_per_trillion_tokens", "GPU hours", rate(hours), number(hours), more());
+            if let Some(usd) = prices.usd(hours) {
+                add("usd_per_trillion_tokens", "cost", format!("{} USD", rate(usd)), number(usd), more());
+            }
+            if let Some(mwh) = prices.mwh(hours) {
+                add("mwh_per_trillion_tokens", "energy", format!("{} MWh", rate(mwh)), number(mwh), more());
+            }
         }
         None => {
             let more = "the plan has no time, tokens, GPUs or peak to tell rates from".to_owned();
@@ -92,13 +98,4 @@ pub fn facts(simulated: &Simulated) -> Vec<Fact> {
     let makespan = certificate.makespan;
     add("timetable_makespan_ns", "timetable", makespan.to_string(), Some(makespan.0.into()), more);
     facts
-}
-
-/// A rate with three digits or more, never in powers of ten.
-fn rate(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.2}"),
-        v if v < 100.0 => format!("{v:.1}"),
-        v => grouped(v.round() as u64),
-    }
 }

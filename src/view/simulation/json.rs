@@ -25,6 +25,10 @@ struct Report<'a> {
     mfu: Option<f64>,
     mfu_peak_flop_per_s: f64,
     gpu_hours_per_trillion_tokens: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usd_per_trillion_tokens: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mwh_per_trillion_tokens: Option<f64>,
     busy_share: Option<f64>,
     exposed_share: Option<f64>,
     bubble_share: Option<f64>,
@@ -134,7 +138,7 @@ struct Item {
 
 /// All that was found, on one line; of one rank only, where one is named.
 pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result<String> {
-    let Simulated { plan, simulation, memory } = simulated;
+    let Simulated { plan, simulation, memory, prices } = simulated;
     let rates = Rates::new(plan, simulation);
     let report = Report {
         model: &plan.model.name,
@@ -152,6 +156,8 @@ pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result
         mfu: rates.map(|rates| rates.mfu),
         mfu_peak_flop_per_s: plan.machine.bf16_flop_s,
         gpu_hours_per_trillion_tokens: rates.map(|rates| rates.gpu_hours_per_trillion_tokens),
+        usd_per_trillion_tokens: rates.and_then(|rates| prices.usd(rates.gpu_hours_per_trillion_tokens)),
+        mwh_per_trillion_tokens: rates.and_then(|rates| prices.mwh(rates.gpu_hours_per_trillion_tokens)),
         busy_share: simulated.share(|rank| rank.busy),
         exposed_share: simulated.share(|rank| rank.exposed),
         bubble_share: simulated.share(|rank| rank.bubble),

@@ -9,8 +9,8 @@ pub use json::to_json;
 pub use text::{RANK_COLUMNS, rank_cells, rank_text, to_text};
 
 use crate::plan::Plan;
-use crate::sim::Simulation;
 use crate::sim::memory::RankMemory;
+use crate::sim::{Prices, Simulation};
 
 /// A simulated plan and all that was found.
 pub struct Simulated<'a> {
@@ -20,6 +20,8 @@ pub struct Simulated<'a> {
     pub simulation: &'a Simulation,
     /// What its ranks hold.
     pub memory: &'a [RankMemory],
+    /// What its GPUs cost.
+    pub prices: Prices,
 }
 
 impl Simulated<'_> {
