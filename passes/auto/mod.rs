@@ -3,7 +3,7 @@
 //! Every placement that the job leaves open is looked at: with stages of about equal cost, and with another cut where a layer more here
 //! and one less there takes work from the fullest rank; layers in their plain form, a short search. Where memory makes the timetable longer,
 //! also with stages that compute more again than the job asks for (`again`). The best few are compiled in full and
-//! searched for long. Published timetables of the same chunk programs are always candidates. Of the plans that fit in memory the one whose
+//! searched for long. Published timetables of the same chunk programs are always candidates, and published schedules compiled by themselves. Of the plans that fit in memory the one whose
 //! simulated step is the shortest is taken; if none fits, the one that needs least.
 
 mod again;
@@ -13,7 +13,9 @@ mod room;
 pub(super) use room::held;
 
 use super::place::arena::{AT_LENGTH, BRIEFLY};
-use super::{Chunks, Compiled, Scheduled, Wanted, assemble, inside_chunks, inside_chunks_as, pipeline, tighten};
+use super::{
+    Chunks, Compiled, Scheduled, Wanted, assemble, compile_as, inside_chunks, inside_chunks_as, pipeline, tighten,
+};
 use crate::error::{Error, Result};
 use crate::ir::{Memory, Placement, Problem, Timetable};
 use crate::job::Job;
@@ -65,6 +67,11 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     entries.extend(with_more_again(&entries)?);
     // Stable: of equals the first.
     entries.sort_by_key(|entry| (entry.tried.lacks, entry.tried.step));
+    let placed: Vec<(Placement, Job)> = entries
+        .iter()
+        .filter(|entry| entry.wanted == Wanted::default())
+        .map(|entry| (entry.chunks.lowered.layout.placement, entry.job.clone()))
+        .collect();
     // What one entry found may be the best that fits for another.
     let known: Vec<Timetable> = entries.iter().map(|entry| entry.tried.timetable.clone()).collect();
     let mut best: Option<Tried> = None;
@@ -75,6 +82,13 @@ pub fn compile(job: &Job) -> Result<Compiled> {
             }
         }
     }
+    let mut seen = Vec::new();
+    for (placement, job) in placed {
+        if !seen.contains(&placement) {
+            seen.push(placement);
+            best = published(&job, placement, best)?;
+        }
+    }
     match (best, refused) {
         (Some(mut best), _) => {
             tighten(&mut best.compiled.plan);
@@ -83,6 +97,33 @@ pub fn compile(job: &Job) -> Result<Compiled> {
         (None, Some(error)) => Err(error),
         (None, None) => Err(Error::new("there is no placement to try")),
     }
+}
+
+/// The best so far, or a published schedule of the placement where that is better compiled by itself: where its plan does not fit with
+/// rewritten layers, it is made with programs of less workspace. Those that are far from the best in their plain form, or cannot fit, are
+/// passed over.
+fn published(job: &Job, placement: Placement, mut best: Option<Tried>) -> Result<Option<Tried>> {
+    for kind in ScheduleKind::PUBLISHED.into_iter().filter(|kind| kind.placement() == Some(placement)) {
+        let mut job = job.clone();
+        job.training.schedule = kind;
+        // A schedule may have preconditions.
+        let Ok(simple) = compile_as(&plain(&job), &Wanted::default()) else { continue };
+        let timetable = pipeline::generate(kind, &simple.plan.layout)?;
+        let (simple, memory) = Tried::new(simple, timetable.clone(), BRIEFLY)?;
+        let limit = simple.compiled.plan.machine.memory;
+        let could_fit = memory.iter().all(|rank| rank.need.least() <= limit);
+        let far = |best: &Tried| best.lacks == Bytes::ZERO && simple.step > best.step + Nanos(best.step.0 / FAR);
+        if !could_fit || best.as_ref().is_some_and(far) {
+            continue;
+        }
+        let mut compiled = compile_as(&job, &Wanted::default())?;
+        compiled.plan.origin.schedule = ScheduleKind::Auto.name().to_owned();
+        let (tried, _) = Tried::new(compiled, timetable, AT_LENGTH)?;
+        if best.as_ref().is_none_or(|best| tried.is_better_than(best)) {
+            best = Some(tried);
+        }
+    }
+    Ok(best)
 }
 
 /// Of the entries, the best first, those that are compiled in full: the first few, if they are near the best; and, since a longer search and
