@@ -324,9 +324,9 @@ fn assemble(job: &Job, chunks: Chunks, problem: &Problem, scheduled: Scheduled, 
 }
 
 /// Looks longer for places in the arenas of a plan, and seals it again. No arena gets larger.
-fn tighten(plan: &mut Plan) {
+fn tighten(plan: &mut Plan, work: u64) {
     let blocks = arena::Blocks::new(&plan.stages, &plan.pairs, &plan.programs);
-    arena::lay_out(&mut plan.ranks, &plan.layout, &blocks, AT_LENGTH);
+    arena::lay_out(&mut plan.ranks, &plan.layout, &blocks, work);
     plan.seal();
 }
 

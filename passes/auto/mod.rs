@@ -12,7 +12,7 @@ mod room;
 
 pub(super) use room::held;
 
-use super::place::arena::{AT_LENGTH, BRIEFLY};
+use super::place::arena::{AT_LAST, AT_LENGTH, BRIEFLY};
 use super::{
     Chunks, Compiled, Scheduled, Wanted, assemble, compile_as, inside_chunks, inside_chunks_as, pipeline, tighten,
 };
@@ -91,7 +91,7 @@ pub fn compile(job: &Job) -> Result<Compiled> {
     }
     match (best, refused) {
         (Some(mut best), _) => {
-            tighten(&mut best.compiled.plan);
+            tighten(&mut best.compiled.plan, AT_LAST);
             Ok(best.compiled)
         }
         (None, Some(error)) => Err(error),
@@ -340,7 +340,7 @@ impl Tried {
         let fit = |memory: &[RankMemory], bytes: fn(Need) -> Bytes| memory.iter().all(|rank| bytes(rank.need) <= limit);
         let mut memory = sim::memory::memory(&compiled.plan, &simulation);
         if work > BRIEFLY && !fit(&memory, Need::total) && fit(&memory, Need::least) {
-            tighten(&mut compiled.plan);
+            tighten(&mut compiled.plan, work);
             memory = sim::memory::memory(&compiled.plan, &simulation);
         }
         let lacks = memory.iter().map(|rank| rank.need.total().saturating_sub(limit)).max().unwrap_or_default();
