@@ -121,10 +121,10 @@ fn held_kernels() {
             ("grouped", _) => ("bf16, grouped", products(Dtype::Bf16, depth)),
             ("fp8", what) if what.contains("1x128") => ("FP8", products(Dtype::Fp8, depth)),
             // Of attention the third number is the length.
-            ("attention", what) if what == "cudnn forward 128/128" => {
+            ("attention", "cudnn forward 128/128") => {
                 ("attention", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
             }
-            ("attention", what) if what == "cudnn forward 192/128" => {
+            ("attention", "cudnn forward 192/128") => {
                 ("attention of MLA", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
             }
             ("pass", "copy" | "add" | "silu and product, two kernels") if m == 1 << 26 => {
