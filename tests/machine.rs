@@ -124,6 +124,11 @@ fn held_kernels() {
             ("attention", "cudnn forward 128/128") => {
                 ("attention", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
             }
+            ("attention", "cudnn forward and backward 128/128") => {
+                let forward = machine.rate(Rate::AttentionForward { length: k }).expect("a rate");
+                let backward = machine.rate(Rate::AttentionBackward { length: k }).expect("a rate");
+                ("attention, both ways", Some(3.5 / (1.0 / forward + 2.5 / backward) / 1e12))
+            }
             ("attention", "cudnn forward 192/128") => {
                 ("attention of MLA", machine.rate(Rate::AttentionForward { length: k }).map(|rate| rate / 1e12))
             }
@@ -145,6 +150,7 @@ fn held_kernels() {
     assert_eq!(errors["bf16"].len(), 60);
     assert!(errors["bf16"].iter().chain(&errors["FP8"]).all(|error| error.abs() < 0.08));
     assert!(errors["attention"].iter().all(|error| error.abs() < 0.05));
+    assert!(errors["attention, both ways"].iter().all(|error| error.abs() < 0.06));
 }
 
 /// DeepGEMM on an H800 (README of February 2025, grouped, contiguous layout): 1292.5 TFLOP/s over an inner dimension of

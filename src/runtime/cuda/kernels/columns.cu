@@ -11,9 +11,7 @@ constexpr u32 STRIP = 256;
 __device__ __forceinline__ void sum_piece(
     const bf16* __restrict__ dy, const bf16* __restrict__ x, u32 x_stride, const float* __restrict__ factors,
     float* __restrict__ partial, u32 rows, u32 width) {
-    // By warp, then by place in a thread's 8, then by lane; 4 more, so that neither writing nor reading meets a bank twice.
-    constexpr u32 APART = 36;
-    __shared__ float sums[8][8 * APART];
+    __shared__ StripSums sums;
     u32 strips = (width + STRIP - 1) / STRIP, pieces = (rows + PIECE - 1) / PIECE;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (u64 work = blockIdx.x; work < (u64)strips * pieces; work += gridDim.x) {
@@ -39,12 +37,7 @@ __device__ __forceinline__ void sum_piece(
                 for (int j = 0; j < 8; j++) sum[j] += d[j];
             }
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) sums[warp][j * APART + lane] = sum[j];
-        __syncthreads();
-        float total = 0.f;
-#pragma unroll
-        for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x % 8 * APART + threadIdx.x / 8];
+        float total = strip_total(sums, sum);
         if (strip * STRIP + threadIdx.x < width) partial[(u64)piece * width + strip * STRIP + threadIdx.x] = total;
         __syncthreads();
     }

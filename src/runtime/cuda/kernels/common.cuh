@@ -122,6 +122,23 @@ template <typename Of> __device__ __forceinline__ void running_sums(u32* to, u32
     }
 }
 
+// What a block of 8 warps needs to add up a strip of 256 columns: by warp, then by place in a thread's 8, then by lane; 4 more, so that neither
+// writing nor reading meets a bank twice.
+constexpr u32 STRIP_APART = 36;
+using StripSums = float[8][8 * STRIP_APART];
+
+// Thread t gets the sum of column t over the warps, in order. `sum`: of a thread's 8 columns, from 8 times its lane on, over its warp's rows.
+__device__ __forceinline__ float strip_total(StripSums& sums, const float (&sum)[8]) {
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[warp][j * STRIP_APART + lane] = sum[j];
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x % 8 * STRIP_APART + threadIdx.x / 8];
+    return total;
+}
+
 // Adds to two neighbours where they lie, in L2: nothing is waited for. Each number is added to once, so the order is no question.
 __device__ __forceinline__ void add_pair(float* to, float first, float second) {
 #if __CUDA_ARCH__ >= 900

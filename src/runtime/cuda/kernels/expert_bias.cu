@@ -58,9 +58,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_bias_weights(
 extern "C" __global__ void __launch_bounds__(256) expert_bias_gradient(
     const bf16x8* __restrict__ dy, const float* __restrict__ weights, float* __restrict__ d_biases, u64 stride,
     const u32* __restrict__ offsets, u32 experts, u32 most, u32 width) {
-    // By warp, then by place in a thread's 8, then by lane; 4 more, so that neither writing nor reading meets a bank twice.
-    constexpr u32 APART = 36;
-    __shared__ float sums[8][8 * APART];
+    __shared__ StripSums sums;
     u32 strips = (width + 31) / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (u32 work = blockIdx.x; work < experts * strips; work += gridDim.x) {
         u32 expert = work / strips, group = work % strips * 32 + lane;
@@ -75,12 +73,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_bias_gradient(
                 for (int j = 0; j < 8; j++) sum[j] += weight * d[j];
             }
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) sums[warp][j * APART + lane] = sum[j];
-        __syncthreads();
-        float total = 0.f;
-#pragma unroll
-        for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x % 8 * APART + threadIdx.x / 8];
+        float total = strip_total(sums, sum);
         u32 column = work % strips * 256 + threadIdx.x;
         if (column < 8 * width) d_biases[stride * expert + column] += total;
         __syncthreads();

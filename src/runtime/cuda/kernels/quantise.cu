@@ -143,22 +143,10 @@ __device__ __forceinline__ void columns(
     __shared__ float room[8][WIDE];
     // By column: 4 rows in a word. One more word, so that columns begin in different banks.
     __shared__ u32 turned[WIDE][TILE / 4 + 1];
-    if (threadIdx.x < 32) {
-        u32 sum = 0;
-        if (threadIdx.x == 0) firsts[0] = 0;
-        for (u32 base = 0; base < count; base += 32) {
-            u32 index = base + threadIdx.x;
-            u32 rows = index >= count ? 0 : offsets ? offsets[index + 1] - offsets[index] : most;
-            u32 upto = (rows + TILE - 1) / TILE;
-#pragma unroll
-            for (u32 d = 1; d < 32; d *= 2) {
-                u32 before = __shfl_up_sync(0xffffffffu, upto, d);
-                if (threadIdx.x >= d) upto += before;
-            }
-            if (index < count) firsts[index + 1] = sum + upto;
-            sum += __shfl_sync(0xffffffffu, upto, 31);
-        }
-    }
+    if (threadIdx.x < 32)
+        running_sums(firsts, count, [&](u32 index) {
+            return ((offsets ? offsets[index + 1] - offsets[index] : most) + TILE - 1) / TILE;
+        });
     __syncthreads();
     u32 strips = (width + WIDE - 1) / WIDE;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;

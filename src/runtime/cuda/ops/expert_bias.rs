@@ -23,15 +23,7 @@ pub fn add(
     offsets: Slice<u32>,
     width: usize,
 ) -> Result<()> {
-    let rows = rows_of(y, weights, &biases, offsets, width);
-    let kernel = stream.device().kernel("expert_bias_add");
-    let Experts { first, stride, count: experts } = biases;
-    // SAFETY: the kernel reads and writes at most `rows` rows, and reads the biases of the experts, whose lengths were checked.
-    unsafe {
-        let arguments =
-            arguments![y, first, stride as u64, weights, offsets, count(experts), pieces(rows), eights(width)];
-        kernel.launch(stream, streaming(32 * rows, sms), arguments)
-    }
+    by_rows("expert_bias_add", stream, sms, y, (biases, weights), offsets, width)
 }
 
 /// Adds to the gradients of the weights, `d_weights`, one for each row, what they get by the biases: `Σ dy · bias`.
@@ -49,14 +41,27 @@ pub fn weights_gradient(
     offsets: Slice<u32>,
     width: usize,
 ) -> Result<()> {
-    let rows = rows_of(dy, d_weights, &biases, offsets, width);
-    assert_eq!(d_weights.len(), rows, "a weight's gradient for each row");
-    let kernel = stream.device().kernel("expert_bias_weights");
+    assert_eq!(d_weights.len() * width, dy.len(), "a weight's gradient for each row");
+    by_rows("expert_bias_weights", stream, sms, dy, (biases, d_weights), offsets, width)
+}
+
+/// Launches a kernel whose warps have a row each.
+fn by_rows(
+    kernel: &str,
+    stream: &Stream,
+    sms: u32,
+    matrix: Slice<Bf16>,
+    (biases, weights): (Experts<f32>, Slice<f32>),
+    offsets: Slice<u32>,
+    width: usize,
+) -> Result<()> {
+    let rows = rows_of(matrix, weights, &biases, offsets, width);
+    let kernel = stream.device().kernel(kernel);
     let Experts { first, stride, count: experts } = biases;
-    // SAFETY: the kernel reads at most `rows` rows and the biases of the experts, and adds to as many gradients.
+    // SAFETY: both kernels reach at most `rows` rows and as many weights, and read the biases of the experts: all lengths were checked.
     unsafe {
         let arguments =
-            arguments![dy, first, stride as u64, d_weights, offsets, count(experts), pieces(rows), eights(width)];
+            arguments![matrix, first, stride as u64, weights, offsets, count(experts), pieces(rows), eights(width)];
         kernel.launch(stream, streaming(32 * rows, sms), arguments)
     }
 }
