@@ -26,6 +26,11 @@ pub struct Outcome {
     pub simulated: f64,
     /// Shares of the ranks' time: computing, waiting for communication, idle.
     pub shares: [f64; 3],
+    /// What a GPU is busy with for one layer and micro-batch, forward and backward, exposed communication included, in milliseconds: a
+    /// rank's time without what it idles, over its layers and micro-batches. So it has the head's and the optimizer's share in it.
+    pub layer_ms: f64,
+    /// What Megatron's host took to launch such a layer, if that was measured: [`megatron_layers`].
+    pub host_ms: Option<f64>,
 }
 
 impl Outcome {
@@ -33,6 +38,99 @@ impl Outcome {
     pub fn error(&self) -> f64 {
         self.simulated / self.published - 1.0
     }
+
+    /// Whether a layer took the host longer to launch than the GPU to run. Then the host decides how fast it was, and the rows do not tell it.
+    pub fn is_limited_by_host(&self) -> bool {
+        self.host_ms.is_some_and(|host| host > self.layer_ms)
+    }
+}
+
+/// A layer of Megatron-Core as it was timed on one GPU: a row of `docs/measurements/h200_megatron_layers.csv`. All times in milliseconds.
+pub struct MegatronLayer {
+    /// Which model's, and how many experts the GPU has.
+    pub name: String,
+    hidden: u32,
+    heads: u32,
+    kv_heads: u32,
+    experts: u32,
+    top_k: u32,
+    width: u32,
+    shared: u32,
+    qk_norm: bool,
+    /// Tokens of the micro-batch.
+    pub tokens: u32,
+    /// Forward and backward, one after the other: the slower of host and GPU.
+    pub steady: f64,
+    /// Of these the time in which a kernel runs.
+    pub busy: f64,
+}
+
+/// All that were timed.
+pub fn megatron_layers() -> Vec<MegatronLayer> {
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/measurements/h200_megatron_layers.csv");
+    let text = fs::read_to_string(table).expect("the table");
+    let rows = text.lines().filter(|line| !line.starts_with('#')).skip(1);
+    rows.map(|line| {
+        let (name, numbers) = line.strip_prefix('"').and_then(|rest| rest.split_once("\",")).expect("a name, quoted");
+        let numbers: Vec<f64> = numbers.split(',').map(|number| number.parse().expect("a number")).collect();
+        let [hidden, heads, kv_heads, experts, top_k, width, shared, qk_norm, tokens] =
+            [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|at: usize| numbers[at] as u32);
+        let (steady, busy, qk_norm) = (numbers[11], numbers[12], qk_norm == 1);
+        let name = name.to_owned();
+        MegatronLayer { name, hidden, heads, kv_heads, experts, top_k, width, shared, qk_norm, tokens, steady, busy }
+    })
+    .collect()
+}
+
+impl MegatronLayer {
+    /// Few enough tokens for the GPU to have next to nothing to do: then `steady` is the host's time.
+    pub const FEW: u32 = 128;
+
+    /// What the simulator says that the GPU takes for it.
+    pub fn simulated(&self) -> f64 {
+        let layers = 4;
+        let mlp = match self.experts {
+            0 => format!("dense_width: {}", self.width),
+            experts => format!(
+                "moe: (experts: {experts}, top_k: {}, width: {}, shared_width: {}, layers: All)",
+                self.top_k, self.width, self.shared
+            ),
+        };
+        let job = parse(&format!(
+            "(model: (name: \"layer\", layers: {layers}, hidden: {}, vocabulary: 64,
+                      attention: Gqa(heads: {}, kv_heads: {}, head_dim: 128, qk_norm: {}), {mlp},
+                      precision: (products: Bf16, dispatch: Bf16)),
+              cluster: (
+                  name: \"one H200\",
+                  gpu: (name: \"H200\", sms: 132, memory_gb: 141, bf16_tflops: 989, hbm_gb_s: 4800),
+                  gpus_per_node: 1, nodes: 1, nvlink: (gb_s: 367, latency_us: 2), network: (gb_s: 50, latency_us: 10),
+              ),
+              training: (
+                  pp: 1, dp: 1, ep: 1, micro_batches: 1, sequence: {}, schedule: OneFOneB, overlap: Serial,
+                  without_rewrites: [\"all\"],
+              ))",
+            self.hidden, self.heads, self.kv_heads, self.qk_norm, self.tokens
+        ));
+        let simulation = simulate(&compile(&job).expect("a plan").plan).expect("times");
+        simulation.pipeline.millis() / f64::from(layers)
+    }
+
+    /// Whether it is a layer of the job's model, with at least as many experts as a GPU of the job has.
+    fn is_of(&self, job: &Job) -> bool {
+        let (experts, width) = match &job.model.moe {
+            Some(moe) => (moe.experts / job.training.ep, moe.width),
+            None => (0, job.model.dense_width.expect("a dense model")),
+        };
+        (self.hidden, self.width) == (job.model.hidden, width) && self.experts >= experts
+    }
+}
+
+/// A job that is given as text.
+fn parse(text: &str) -> Job {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("job.ron");
+    fs::write(&path, text).expect("a file");
+    load(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{text}: {error}")).job
 }
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/published");
@@ -119,10 +217,7 @@ impl Run {
             gpus.div_ceil(8),
             batch / dp / size,
         );
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("job.ron");
-        fs::write(&path, text).expect("a file");
-        load(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{}: {error}", self.name)).job
+        parse(&text)
     }
 
     /// Compiles and simulates it.
@@ -140,7 +235,13 @@ impl Run {
             _ => panic!("{} has no speed", self.name),
         };
         let simulated = tokens / simulation.step.secs() / gpus;
-        Outcome { published, simulated, shares: shares(&simulation) }
+        let shares = shares(&simulation);
+        let passes = f64::from(job.training.micro_batches) * f64::from(job.model.layers) / f64::from(job.training.pp);
+        let layer_ms = simulation.step.millis() * (shares[0] + shares[1]) / passes;
+        let hosts =
+            megatron_layers().into_iter().filter(|layer| layer.tokens == MegatronLayer::FEW && layer.is_of(&job));
+        let host_ms = hosts.map(|layer| layer.steady).min_by(f64::total_cmp);
+        Outcome { published, simulated, shares, layer_ms, host_ms }
     }
 }
 
