@@ -9,9 +9,12 @@ use super::run::cuda::write_trace;
 use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::runtime::cuda::executor::{Spread, Timings};
-use crate::sim::{Simulation, simulate};
-use crate::units::Nanos;
+use crate::plan::StreamId;
+use crate::runtime::cuda::executor::{Span as Ran, Spread, Timings, What};
+use crate::runtime::world::Gpu;
+use crate::sim::memory::memory;
+use crate::sim::{Covered, RankTiming, Simulation, Span, simulate};
+use crate::units::{Bytes, Nanos};
 use crate::view::plan_text::{op_name, program_name};
 use crate::view::table;
 
@@ -51,9 +54,29 @@ struct Row {
     runs: u32,
 }
 
+/// What a GPU does with a step, as shares of it, in the mean over GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Shares {
+    /// A compute op runs.
+    busy: f64,
+    /// Communication runs, but no compute op.
+    exposed: f64,
+    /// Nothing runs.
+    bubble: f64,
+}
+
 #[derive(Serialize)]
 struct Told {
     step: Row,
+    predicted: Shares,
+    /// In the last of the timed steps.
+    measured: Shares,
+    /// Of the rank that needs most.
+    predicted_bytes: Bytes,
+    /// What is allocated for the rank that has most.
+    taken_bytes: Bytes,
+    /// Then the times say nothing about the plan.
+    ranks_share_gpus: bool,
     chunks: Vec<Row>,
     ops: Vec<Row>,
 }
@@ -74,7 +97,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
     if let Some(path) = &args.trace {
         write_trace(path, &plan, &last)?;
     }
-    let told = told(&plan, &simulation, &timings)?;
+    let taken = bench.executor().places().map(|(_, _, bytes)| bytes).max().unwrap_or_default();
+    let mut told = told(&plan, &simulation, &timings, &last)?;
+    (told.taken_bytes, told.ranks_share_gpus) = (Bytes(taken as u64), bench.warning().is_some());
     match args.json {
         true => output::print(&output::to_json(&told)?)?,
         false => output::print(&text(&plan, &told, args.rows, output::report_width()))?,
@@ -82,7 +107,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
     Ok(Verdict::Yes)
 }
 
-fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Result<Told> {
+fn told(plan: &Plan, simulation: &Simulation, timings: &Timings, last: &[(Gpu, Vec<Ran>)]) -> Result<Told> {
     let row = |what: String, predicted_ns: Nanos, times: &[Nanos]| {
         let Spread { median, quartiles, runs } = Spread::of(times)?;
         Some(Row { what, predicted_ns, measured_ns: median, quartiles_ns: quartiles, runs })
@@ -102,9 +127,41 @@ fn told(plan: &Plan, simulation: &Simulation, timings: &Timings) -> Result<Told>
     let step = row("step".to_owned(), simulation.step, &timings.steps);
     Ok(Told {
         step: step.ok_or_else(|| Error::new("no step was timed"))?,
+        predicted: predicted_shares(simulation),
+        measured: measured_shares(last),
+        predicted_bytes: memory(plan, simulation).iter().map(|rank| rank.need.total()).max().unwrap_or_default(),
+        taken_bytes: Bytes::ZERO,
+        ranks_share_gpus: false,
         chunks: worst(timings.programs.iter().filter_map(chunk).collect()),
         ops: worst(timings.ops.iter().filter_map(op).collect()),
     })
+}
+
+fn predicted_shares(simulation: &Simulation) -> Shares {
+    let whole = simulation.step.as_f64() * simulation.ranks.len() as f64;
+    let share = |of: fn(&RankTiming) -> Nanos| simulation.ranks.iter().map(of).sum::<Nanos>().as_f64() / whole.max(1.0);
+    Shares { busy: share(|rank| rank.busy), exposed: share(|rank| rank.exposed), bubble: share(|rank| rank.bubble) }
+}
+
+/// From what ran when, by GPU.
+fn measured_shares(last: &[(Gpu, Vec<Ran>)]) -> Shares {
+    let whole = Span {
+        start: Nanos::ZERO,
+        end: last.iter().flat_map(|(_, ran)| ran).map(|ran| ran.end).max().unwrap_or_default(),
+    };
+    let (mut busy, mut exposed) = (Nanos::ZERO, Nanos::ZERO);
+    for (_, ran) in last {
+        // A program is told by its ops.
+        let ops = ran.iter().filter(|ran| !matches!(ran.what, What::Program(_)));
+        let span = |ran: &Ran| Span { start: ran.start, end: ran.end };
+        let compute = ops.clone().filter(|ran| ran.stream == StreamId::Compute && !ran.exchange).map(span).collect();
+        let computed = Covered::new(compute).within(whole);
+        busy += computed;
+        exposed += Covered::new(ops.map(span).collect()).within(whole).saturating_sub(computed);
+    }
+    let all = (whole.duration().as_f64() * last.len() as f64).max(1.0);
+    let (busy, exposed) = (busy.as_f64() / all, exposed.as_f64() / all);
+    Shares { busy, exposed, bubble: (1.0 - busy - exposed).max(0.0) }
 }
 
 fn text(plan: &Plan, told: &Told, most: usize, width: usize) -> String {
@@ -132,13 +189,19 @@ fn text(plan: &Plan, told: &Told, most: usize, width: usize) -> String {
         apart.sort_by(f64::total_cmp);
         apart.get(apart.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
     };
+    let [predicted, measured] = [told.predicted, told.measured].map(|Shares { busy, exposed, bubble }| {
+        format!("{:.1} % computing, {:.1} % exposed, {:.1} % idle", 100.0 * busy, 100.0 * exposed, 100.0 * bubble)
+    });
     format!(
-        "{} under {}: a step takes {}, predicted {} ({:+.1} %).\nOff by, in the median: chunks {:.1} %, ops {:.1} %. Worst first, by time in all:\n{}{}",
+        "{} under {}: a step takes {}, predicted {} ({:+.1} %).\n{measured}; predicted {predicted}. The fullest rank takes {}, \
+         predicted {}.\nOff by, in the median: chunks {:.1} %, ops {:.1} %. Worst first, by time in all:\n{}{}",
         plan.model.name,
         plan.origin.schedule,
         told.step.measured_ns,
         told.step.predicted_ns,
         off(&told.step),
+        told.taken_bytes,
+        told.predicted_bytes,
         median(&told.chunks),
         median(&told.ops),
         rows("chunk", &told.chunks),
@@ -165,15 +228,40 @@ mod tests {
                 timings.ops.insert((program, op), vec![span.duration() + Nanos(1_000) * u64::from(op); 3]);
             }
         }
-        let told = told(&plan, &simulation, &timings).expect("a comparison");
+        let told = told(&plan, &simulation, &timings, &[]).expect("a comparison");
         assert!(told.chunks.iter().all(|row| row.measured_ns == row.predicted_ns && row.runs == 1));
         let off = |row: &Row| row.measured_ns.0 - row.predicted_ns.0;
         let most = plan.programs.iter().map(|program| program.ops.len()).max().expect("programs");
         assert_eq!((told.ops[0].runs, off(&told.ops[0])), (3, 1_000 * (most as u64 - 1)));
         assert!(told.ops.is_sorted_by_key(|row| std::cmp::Reverse(off(row))));
         assert_eq!(told.ops.len(), plan.programs.iter().map(|program| program.ops.len()).sum::<usize>());
-        assert!(super::told(&plan, &simulation, &Timings::default()).is_err());
+        assert!(super::told(&plan, &simulation, &Timings::default(), &[]).is_err());
         let text = text(&plan, &told, 2, 120);
         assert!(text.contains("a step takes") && text.contains(&format!("{} more", told.ops.len() - 2)), "{text}");
+    }
+
+    /// A rank that computes for 4 of 10 µs, 1 of them beside an exchange of 3, and one that does nothing.
+    #[test]
+    fn shares_add_up() {
+        let ran = |exchange, what, start, end| Ran {
+            stream: StreamId::Compute,
+            exchange,
+            name: String::new(),
+            what,
+            start: Nanos(start),
+            end: Nanos(end),
+        };
+        let ops = vec![
+            ran(false, What::Program(0), 0, 6_000),
+            ran(false, What::Op(0, 0), 0, 4_000),
+            ran(true, What::Op(0, 1), 3_000, 6_000),
+            Ran { stream: StreamId::Sync, ..ran(false, What::Item, 9_000, 10_000) },
+        ];
+        let (one, other) = (Gpu { rank: 0, replica: 0 }, Gpu { rank: 1, replica: 0 });
+        let shares = measured_shares(&[(one, ops), (other, Vec::new())]);
+        let within = |share: f64, expected: f64| (share - expected).abs() < 1e-12;
+        assert!(within(shares.busy, 0.2) && within(shares.exposed, 0.15) && within(shares.bubble, 0.65), "{shares:?}");
+        let nothing = measured_shares(&[]);
+        assert_eq!((nothing.busy, nothing.exposed), (0.0, 0.0));
     }
 }

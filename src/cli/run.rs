@@ -192,6 +192,16 @@ struct Taken {
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     difference: Option<Apart>,
+    /// What the host made of the same step, where GPUs took it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<OnHost>,
+}
+
+/// A step on the host.
+#[derive(Serialize)]
+struct OnHost {
+    losses: Vec<f64>,
+    gradient_norm: f64,
 }
 
 /// How far it is from the reference.
@@ -257,7 +267,8 @@ fn train<T: Real>(args: &Args, plan: Plan, shape: Shape, numbers: Numbers) -> Re
         }
         let difference = difference.map(|Difference { loss, gradient, tensor }| Apart { loss, gradient, tensor });
         let Step { losses, gradient_norm } = step;
-        taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds: seconds.as_secs_f64(), difference });
+        let seconds = seconds.as_secs_f64();
+        taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds, difference, host: None });
         bar.inc(1);
         if let Some(folder) = folder.as_ref().filter(|folder| folder.is_due(progress.steps, last)) {
             folder.write(&executor.checkpoint(&progress)?)?;

@@ -209,7 +209,7 @@ fn cause(origin: Origin, task_of: impl Fn(u32, u32) -> Task) -> Option<Cause> {
 }
 
 /// The union of spans, asked for ever later windows.
-struct Covered {
+pub(crate) struct Covered {
     /// Disjoint, ascending.
     spans: Vec<Span>,
     /// Spans before this one end before any window still to come.
@@ -217,7 +217,7 @@ struct Covered {
 }
 
 impl Covered {
-    fn new(mut spans: Vec<Span>) -> Self {
+    pub(crate) fn new(mut spans: Vec<Span>) -> Self {
         spans.sort_unstable();
         let mut union: Vec<Span> = Vec::with_capacity(spans.len());
         for span in spans {
@@ -230,7 +230,7 @@ impl Covered {
     }
 
     /// How much of `window` is covered. Windows must come in ascending order.
-    fn within(&mut self, window: Span) -> Nanos {
+    pub(crate) fn within(&mut self, window: Span) -> Nanos {
         let mut covered = Nanos::ZERO;
         while let Some(span) = self.spans.get(self.next) {
             let part = Span { start: span.start.max(window.start), end: span.end.min(window.end) };

@@ -15,6 +15,7 @@ mod relief;
 mod run;
 mod streams;
 
+pub(crate) use account::Covered;
 pub use account::{Activity, Cause, Gap, Reason, Wait};
 pub use meeting::{ItemId, Transfer, match_transfers};
 pub use program::{ProgramTiming, time_program};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Folder, admitted};
-use super::{Args, Backend, Numbers, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
+use super::{Args, Backend, Numbers, OnHost, Summary, Taken, Verdict, heading, line, print_line, progress_bar};
 use crate::cli::{measure, output};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -168,6 +168,7 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
         }
         let Step { losses, gradient_norm } = step.step;
         let mut said = line(progress.steps, &Step { losses: losses.clone(), gradient_norm }, None);
+        let mut on_host = None;
         if let Some(host) = &mut host {
             let expected = host.step(&data, Order::List)?;
             for (loss, expected) in losses.iter().zip(&expected.losses) {
@@ -176,12 +177,13 @@ fn train(run: Run, cluster: Option<&Arc<Cluster>>) -> Result<Verdict> {
                 worst = if apart <= worst || worst.is_nan() { worst } else { apart };
             }
             said += &format!("  {:>10.4}  {:>9.4}", expected.losses[0], expected.gradient_norm);
+            on_host = Some(OnHost { losses: expected.losses, gradient_norm: expected.gradient_norm });
         }
         if !args.json && speaks {
             print_line(&bar, &said)?;
         }
         let seconds = seconds.as_secs_f64();
-        taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds, difference: None });
+        taken.push(Taken { step: progress.steps, losses, gradient_norm, seconds, difference: None, host: on_host });
         bar.inc(1);
         if let Some(folder) = folder.as_ref().filter(|folder| folder.is_due(progress.steps, last)) {
             folder.write(&executor.checkpoint(&progress)?)?;
