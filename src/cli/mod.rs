@@ -6,12 +6,14 @@
 
 mod compare;
 mod compile;
+mod completions;
 mod components;
 mod diff;
 mod doctor;
 mod export;
 mod fidelity;
 mod import;
+mod man;
 mod measure;
 mod output;
 pub mod overlap;
@@ -25,7 +27,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::error::Result;
 
@@ -80,6 +82,15 @@ enum Command {
     Overlap(overlap::Args),
     /// Make a timetable from plain numbers, without a model.
     Schedule(schedule::Args),
+    /// Print a script that completes `dualweave` in a shell.
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all commands into a folder.
+    Man(man::Args),
+}
+
+/// The command line as clap has it: what completions, manual pages and the guide are made from, and checked with.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// What a command concluded.
@@ -131,5 +142,7 @@ fn run(command: Command) -> Result<Verdict> {
         Command::Import(args) => import::run(args),
         Command::Overlap(args) => overlap::run(args),
         Command::Schedule(args) => schedule::run(args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
