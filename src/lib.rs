@@ -14,6 +14,8 @@ pub mod machine;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;
+#[cfg(test)]
+mod reference;
 pub mod runtime;
 pub mod sim;
 pub mod units;
@@ -21,3 +23,8 @@ pub mod verify;
 pub mod view;
 
 pub use error::{Error, Result};
+
+/// What the guide shows of the library is what compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/snapshot-tests.md")]
+mod guide {}

@@ -22,6 +22,7 @@ impl ChunkId {
 
 /// The three parts of a chunk's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Phase {
     /// Forward.
     F,

@@ -29,6 +29,7 @@ pub struct Chunk {
 /// Activation memory of one micro-batch on one stage, by component. An entry lives from the first to the second of the
 /// actions that it is named for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Held {
     /// From F to I: what only the input gradient needs.

@@ -8,6 +8,7 @@ use crate::units::{Bytes, Flops};
 
 /// What a layer splits into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Component {
     /// Token embedding.
     Embedding,
@@ -26,6 +27,7 @@ pub enum Component {
 
 /// Which part of a component's work in one phase an op does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Step {
     /// All of it, but for what other ops of the component do.
     #[default]
@@ -42,6 +44,7 @@ pub enum Step {
 
 /// Which of a micro-batch's tokens an op works on: part `part` of `parts` equal ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Tokens {
     /// From 0.
@@ -96,6 +99,8 @@ pub struct Op {
 
 /// What an operation occupies and for how much.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub enum Work {
     /// Kernels on SMs, one after the other.
     Compute(Vec<Kernel>),
@@ -131,6 +136,8 @@ impl Work {
 
 /// A kernel, or several alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Kernel {
     /// What sets its speed.
     pub rate: Rate,
@@ -144,6 +151,8 @@ pub struct Kernel {
 
 /// What sets a kernel's speed. `machine` has the rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub enum Rate {
     /// Matrix product; `depth` is the length of its inner dimension.
     Gemm {

@@ -8,6 +8,7 @@ use super::ChunkId;
 
 /// How stages are laid over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Placement {
     /// Stage = rank.
     Linear,
@@ -34,6 +35,7 @@ impl fmt::Display for Placement {
 
 /// A placement with its numbers: answers which rank runs what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     /// The rule.

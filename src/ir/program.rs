@@ -7,6 +7,7 @@ use crate::units::{Bytes, Nanos};
 
 /// What a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ProgramKind {
     /// Forward.
     F,
@@ -31,6 +32,8 @@ pub enum Stream {
 
 /// Ops in launch order. Ops of one stream run in this order; across streams only `waits` order them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct Program {
     /// What it runs.
     pub kind: ProgramKind,
@@ -68,6 +71,8 @@ impl Program {
 
 /// One op of a program. In an FB program ops of phase F belong to the forward chunk, the others to the backward chunk.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct ProgramOp {
     /// What it is.
     pub component: Component,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is computed again in the backward pass instead of being stored from the forward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Recompute {
     /// Outputs of the RMSNorms (DeepSeek-V3 does).

@@ -8,6 +8,7 @@ use super::Recompute;
 
 /// The pieces that a model is cut between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Unit {
     /// Token embedding.
     Embedding,

@@ -6,6 +6,7 @@ use super::profile::Profile;
 
 /// A set of equal nodes of equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// For people: shown in reports, otherwise unused.
@@ -31,6 +32,7 @@ impl Cluster {
 
 /// A GPU, by its data sheet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
     /// For people: shown in reports, otherwise unused.
@@ -57,6 +59,7 @@ pub struct Gpu {
 
 /// Measured speed of kernels on the whole GPU. What is left out is the machine model's: see `machine`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct MeasuredGpu {
     /// Long bf16 products, in TFLOP/s.
@@ -82,6 +85,7 @@ pub struct MeasuredGpu {
 /// What overlapped ops lose to each other, beyond sharing the SMs. `machine::Interference` says what each number means and
 /// has it where it is left out; all zero: they lose nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct MeasuredInterference {
     /// HBM traffic that a kernel loses for each byte that an exchange beside it reads or writes.
@@ -100,6 +104,7 @@ pub struct MeasuredInterference {
 
 /// A link, as one GPU sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// What one GPU can send in one direction, in GB/s: the usable, not the nominal rate.

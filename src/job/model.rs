@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A decoder-only transformer, dense or mixture-of-experts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// For people: shown in reports, otherwise unused.
@@ -36,6 +37,7 @@ pub struct Model {
 
 /// The kind of attention and its dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Attention {
     /// Multi-head: as many key/value heads as query heads.
     Mha(MultiHead),
@@ -47,6 +49,7 @@ pub enum Attention {
 
 /// Dimensions of multi-head and grouped-query attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MultiHead {
     /// Query heads.
@@ -82,6 +85,7 @@ impl MultiHead {
 
 /// Sliding-window attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Window {
     /// Tokens that a query sees, itself included.
@@ -92,6 +96,7 @@ pub struct Window {
 
 /// Dimensions of multi-head latent attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Mla {
     /// Heads.
@@ -111,6 +116,7 @@ pub struct Mla {
 
 /// The mixture of experts of a MoE layer. Experts are SwiGLU: three matrices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Moe {
     /// Routed experts of a layer.
@@ -147,6 +153,7 @@ pub struct Moe {
 
 /// A set of layers, counted from 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Layers {
     /// Every layer.
     #[default]
@@ -170,6 +177,7 @@ impl Layers {
 
 /// A number format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Dtype {
     /// 8-bit e4m3 with one fp32 scale per 128 values (DeepSeek-V3, section 3.3).
     Fp8,
@@ -192,6 +200,7 @@ impl Dtype {
 
 /// Number formats by component. The default is DeepSeek-V3's (technical report, section 3.3).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Precision {
     /// The matrix products of attention projections and MLPs, all three of F, I and W, and their saved inputs.

@@ -15,9 +15,10 @@ const MOST_OPS: usize = 10_000;
 
 /// Times of ops on one kind of GPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// [`VERSION`].
+    /// Of the form of the file: [`VERSION`].
     pub version: u32,
     /// The GPU, as its driver names it.
     pub gpu: String,
@@ -34,6 +35,7 @@ pub struct Profile {
 
 /// Times of one op; with nothing beside it, unless the profile is [`Profile::overlapped`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ProfiledOp {
     /// For people: `Attention F`.
@@ -46,6 +48,7 @@ pub struct ProfiledOp {
 
 /// Times of an op with a number of SMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Point {
     /// SMs that it had; of a copy engine 0.

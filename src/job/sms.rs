@@ -8,14 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// SMs that dispatch and combine get. In a job: a number, `"best"` or `"each"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename_all = "lowercase"))]
 pub enum CommunicationSms {
-    /// This number, for all of them.
-    Fixed(u32),
     /// One number for all of them, that the compiler finds best.
     #[default]
     Best,
     /// Dispatch and combine, forward and backward, each their own number, that the compiler finds best.
     Each,
+    /// This number, for all of them.
+    #[cfg_attr(test, schemars(untagged))]
+    Fixed(u32),
 }
 
 impl CommunicationSms {

@@ -11,6 +11,7 @@ use crate::ir::Placement;
 
 /// How the model is trained. One optimizer step is meant throughout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     /// Pipeline ranks.
@@ -95,6 +96,7 @@ impl Training {
 
 /// Pipeline schedules. `passes::pipeline` has a generator for each published one, and a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al. 2019).
     #[value(name = "gpipe")]
@@ -163,6 +165,7 @@ impl fmt::Display for ScheduleKind {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
 )]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum PairOrder {
     /// The best that the compiler finds; never worse than the others.
     #[default]

@@ -16,6 +16,7 @@ use crate::units::{Bytes, Nanos};
 
 /// What overlapped ops lose to each other. Shares from 0; all zero: nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Interference {
     /// HBM traffic that a kernel beside loses for each byte that an exchange reads or writes.

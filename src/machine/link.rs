@@ -24,6 +24,7 @@ pub const NETWORK_COPY: f64 = 1.0;
 
 /// A link as one GPU sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LinkModel {
     /// Time of an empty message.

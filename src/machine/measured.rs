@@ -13,6 +13,7 @@ use crate::units::Nanos;
 
 /// Factors on modelled times. By default there are none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Measured {
     /// Ascending in work.
@@ -25,8 +26,10 @@ pub struct Measured {
 
 /// Factors of one work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Factors {
+pub struct Factors {
+    /// What was measured.
     work: Work,
     /// (SMs, measured over modelled time), ascending; straight lines between, flat outside.
     factors: Vec<(u32, f64)>,

@@ -17,8 +17,8 @@ mod measured;
 use curve::at;
 pub use interference::Interference;
 pub use link::{EXCHANGE_EFFICIENCY, LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
-pub use measured::Measured;
 use measured::scaled;
+pub use measured::{Factors, Measured};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,7 @@ pub const LAUNCH: Nanos = Nanos(2_000);
 
 /// A GPU and its links, as numbers that give times. Part of every plan, so a plan is complete without its job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     /// For people.

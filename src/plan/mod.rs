@@ -54,9 +54,10 @@ pub fn aligned(bytes: Bytes) -> Bytes {
 /// Each item lists the places of the blocks that it takes, in this order, blocks of no bytes left out: `f_to_i` and `f_to_w` of the
 /// forward, `i_to_w`, workspace. Nothing that is there at the same time shares bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// [`VERSION`] at the time of writing.
+    /// Of the form of the file: [`VERSION`] at the time of writing.
     pub version: u32,
     /// SHA-256 of the plan, in hex; see [`Plan::digest_now`]. It names a plan, and shows whether one was edited.
     pub digest: String,
@@ -103,6 +104,7 @@ impl Plan {
 
 /// What a plan was compiled from, the model apart: how it is spread, for people, and for the rates that `simulate` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     /// Name and version of the compiler.
@@ -131,6 +133,7 @@ pub struct Origin {
 
 /// A stage as it stands on each of its ranks. Bytes are those of one GPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PlanStage {
     /// Its part of the model.
@@ -158,7 +161,7 @@ pub struct PlanStage {
     pub update: Work,
     /// Gathering of updated parameters, where the optimizer is sharded.
     pub gather: Work,
-    /// Program (index into `programs`) of F.
+    /// Program (index into `programs`) of F; `None` if no rank runs it.
     pub f: Option<u32>,
     /// Program of B.
     pub b: Option<u32>,
@@ -170,6 +173,7 @@ pub struct PlanStage {
 
 /// The program of an overlapped pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Pair {
     /// Stage whose forward it runs.
@@ -183,6 +187,7 @@ pub struct Pair {
 /// What is proved of the timetable: actions at the durations of their programs, transfers at theirs, gradient
 /// synchronisation and optimizer not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     /// From the first action's start to the last one's end.
@@ -194,6 +199,7 @@ pub struct Certificate {
 
 /// What a rank does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PlanRank {
     /// Bytes of its arena.
@@ -208,6 +214,7 @@ pub struct PlanRank {
 
 /// Equal buffers that are used in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Ring {
     /// What it holds.
@@ -222,6 +229,7 @@ pub struct Ring {
 
 /// What a ring holds, from its acquisition to its release. The k-th value is the k-th in the order of the items named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum RingOf {
     /// Messages from this rank: from `Recv` (the order) to the compute item that reads it.
     Inbox(u32),
@@ -237,10 +245,12 @@ pub enum RingOf {
 /// is not given by the streams themselves; and where in the arena the blocks lie that it takes (see [`Plan`]), left out of the file if
 /// it takes none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Item(pub Task, pub Vec<u32>, #[serde(default, skip_serializing_if = "Vec::is_empty")] pub Vec<Bytes>);
 
 /// What an item does. Numbers are (stage, micro-batch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Task {
     /// Forward.
     F(u32, u32),
