@@ -25,12 +25,8 @@ use std::process::Command;
 use markdown::{Block, Document};
 
 /// Why a command is not run by tests.
-const NOT_HERE: [(&str, &str); 4] = [
-    ("gpu", "NVIDIA GPUs"),
-    ("install", "changes this computer, or runs everything"),
-    ("minutes", "takes minutes"),
-    ("torch", "PyTorch"),
-];
+const NOT_HERE: [(&str, &str); 3] =
+    [("gpu", "NVIDIA GPUs"), ("install", "changes this computer, or runs everything"), ("torch", "PyTorch")];
 
 /// Languages of blocks that hold no command.
 const NO_COMMAND: [&str; 7] = ["", "csv", "python", "ron", "rust,no_run", "text", "toml"];

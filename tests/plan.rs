@@ -175,3 +175,25 @@ fn any_change_changes_the_digest() {
     other.seal();
     assert_eq!(other, plan);
 }
+
+/// A field that nobody reads would be lost without a word, whichever part of a plan it stands in.
+#[test]
+fn a_field_that_is_not_known_is_refused_everywhere() {
+    let text = plan(ScheduleKind::DualPipe).to_ron();
+    let mut tried = BTreeSet::new();
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        for (at, _) in line.match_indices(':').filter(|_| !line.trim_start().starts_with("//")) {
+            let name = line[..at].rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+            if tried.insert(name) {
+                let mut changed = text.clone();
+                changed.insert_str(start + at - name.len(), "surplus: 0, ");
+                assert!(Plan::from_ron("plan.ron", &changed).is_err(), "in front of {name}: {line}");
+            }
+        }
+        start += line.len();
+    }
+    for within in ["version", "tokens_per_step", "launches", "workspace", "depth", "network", "sms", "slots"] {
+        assert!(tried.contains(within), "{within} is not in\n{tried:?}");
+    }
+}
