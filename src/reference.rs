@@ -234,7 +234,13 @@ impl Schemas {
     fn default(&self, field: &Value, default: &Value) -> String {
         match default {
             Value::Null => "`None`".to_owned(),
-            Value::Object(_) => "those of its fields".to_owned(),
+            Value::Object(of) => {
+                let fields = reference(field).and_then(|name| self.definitions[name].get("properties"));
+                let fields = fields.unwrap_or_else(|| panic!("no words for the default {default}"));
+                let own = of.iter().all(|(name, value)| fields[name].get("default").is_none_or(|own| own == value));
+                assert!(own, "the default {default} is not that of its fields");
+                "those of its fields".to_owned()
+            }
             Value::String(word) => {
                 let of = reference(field).map(|name| &self.definitions[name]);
                 match of.and_then(|of| Some((of, variants(of)?))) {
@@ -301,6 +307,9 @@ fn written<'a>(variant: &'a Value, of: &'a Value) -> (Option<&'a str>, String) {
     let Some((name, inner)) = variant.get("properties").and_then(|of| of.as_object()?.iter().next()) else {
         return (None, plain(variant));
     };
+    // Only those are listed, in their order.
+    let all = inner.get("properties").and_then(Value::as_object).map_or(0, Map::len);
+    assert_eq!(all, entries(inner, "required").count(), "a field of the variant {name} may be left out");
     let fields: Vec<String> = entries(inner, "required")
         .filter_map(Value::as_str)
         .map(|field| format!("{field}: {}", plain(&inner["properties"][field])))
