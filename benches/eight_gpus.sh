@@ -63,14 +63,15 @@ out, layouts = Path(sys.argv[1]), sys.argv[2:]
 def read(name):
     try:
         return json.loads((out / f"{name}.json").read_text())
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 
 def failure(*names):
     texts = [path.read_text().strip().splitlines() for name in names if (path := out / f"{name}.txt").exists()]
     lines = [line.strip() for text in texts for line in text if line.strip()]
-    return next((line for line in lines if line.startswith("×")), lines[0] if lines else "not run")
+    said = [line for start in ["×", "exit code"] for line in lines if line.startswith(start)]
+    return said[0] if said else "not run"
 
 
 print((out / "doctor.txt").read_text())
