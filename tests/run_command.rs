@@ -256,7 +256,7 @@ fn gpus_are_asked_for_where_there_are_none() {
     assert_eq!(doctor.status.code(), Some(i32::from(!can_run)));
     let names: Vec<&str> =
         found["libraries"].as_array().expect("a list").iter().filter_map(|l| l["name"].as_str()).collect();
-    assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt", "libnccl"]);
+    assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt", "libcudnn", "libnccl"]);
 
     let folder = folder_with_plan(&[]);
     let refused = |flags: &[&str]| refusal(folder.path(), flags);

@@ -7,6 +7,7 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::compile;
+use super::cudnn::Cudnn;
 use super::driver;
 use super::kernel::Kernel;
 use super::libraries::Library;
@@ -27,6 +28,7 @@ pub struct Device {
     pub shared_memory: u32,
     modules: Vec<sys::CUmodule>,
     kernels: BTreeMap<&'static str, Kernel>,
+    cudnn: Option<Cudnn>,
 }
 
 // SAFETY: modules and functions of a context may be used from any thread that the context is bound to.
@@ -72,11 +74,14 @@ impl Device {
             capability,
             modules: Vec::new(),
             kernels: BTreeMap::new(),
+            cudnn: None,
             context,
         };
         for source in compile::SOURCES {
             device.load(source)?;
         }
+        device.bind()?;
+        device.cudnn = Cudnn::open(capability)?;
         Ok(Arc::new(device))
     }
 
@@ -101,6 +106,11 @@ impl Device {
     /// If there is none of that name: names are written in this crate.
     pub fn kernel(&self, name: &str) -> &Kernel {
         self.kernels.get(name).unwrap_or_else(|| panic!("no kernel is called {name}"))
+    }
+
+    /// cuDNN, if it is there and used for this kind of GPU.
+    pub fn cudnn(&self) -> Option<&Cudnn> {
+        self.cudnn.as_ref()
     }
 
     /// Makes this GPU the one that the thread's calls are for.
@@ -159,6 +169,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         // What fails here is a context that is gone already, with its modules.
         if self.bind().is_ok() {
+            self.cudnn = None;
             for &module in &self.modules {
                 // SAFETY: loaded by this device, and no kernel of it can be launched any more.
                 let _ = unsafe { result::module::unload(module) };

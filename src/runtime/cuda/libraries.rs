@@ -3,7 +3,7 @@
 
 use cudarc::{cublaslt, driver, get_lib_name_candidates, nvrtc};
 
-use super::nccl;
+use super::{cudnn, nccl};
 use crate::error::{Error, Result};
 
 /// A library of CUDA.
@@ -15,13 +15,15 @@ pub enum Library {
     Nvrtc,
     /// Matrix products: `libcublasLt`.
     CublasLt,
+    /// Attention on Hopper: `libcudnn`. Without it, own kernels do that.
+    Cudnn,
     /// Transfers between processes: `libnccl`. Runs of one process do without.
     Nccl,
 }
 
 impl Library {
     /// All that the runtime uses.
-    pub const ALL: [Self; 4] = [Self::Driver, Self::Nvrtc, Self::CublasLt, Self::Nccl];
+    pub const ALL: [Self; 5] = [Self::Driver, Self::Nvrtc, Self::CublasLt, Self::Cudnn, Self::Nccl];
     /// Those without which it runs nothing.
     pub const NEEDED: [Self; 3] = [Self::Driver, Self::Nvrtc, Self::CublasLt];
 
@@ -31,6 +33,7 @@ impl Library {
             Self::Driver => "cuda",
             Self::Nvrtc => "nvrtc",
             Self::CublasLt => "cublasLt",
+            Self::Cudnn => "cudnn",
             Self::Nccl => "nccl",
         }
     }
@@ -41,6 +44,10 @@ impl Library {
             Self::Driver => "the driver's library; it comes with NVIDIA's kernel driver",
             Self::Nvrtc => "compiles kernels; it comes with the CUDA toolkit or the Python package nvidia-cuda-nvrtc",
             Self::CublasLt => "matrix products; it comes with the CUDA toolkit or the Python package nvidia-cublas",
+            Self::Cudnn => {
+                "attention on Hopper, 9.16 or later, else own kernels make it; it comes with NVIDIA's packages for cuDNN or the Python \
+                 package nvidia-cudnn-cu13"
+            }
             Self::Nccl => {
                 "for several processes or hosts; it comes with NVIDIA's packages for NCCL or the Python package nvidia-nccl-cu13"
             }
@@ -55,6 +62,7 @@ impl Library {
                 Self::Driver => driver::sys::is_culib_present(),
                 Self::Nvrtc => nvrtc::sys::is_culib_present(),
                 Self::CublasLt => cublaslt::sys::is_culib_present(),
+                Self::Cudnn => cudnn::library::is_present(),
                 Self::Nccl => nccl::library::is_present(),
             }
         }
@@ -62,8 +70,10 @@ impl Library {
 
     /// What the loader is asked for.
     fn names(self) -> Vec<String> {
-        if self == Self::Nccl {
-            return nccl::library::NAMES.map(str::to_owned).to_vec();
+        match self {
+            Self::Cudnn => return cudnn::library::NAMES.map(str::to_owned).to_vec(),
+            Self::Nccl => return nccl::library::NAMES.map(str::to_owned).to_vec(),
+            Self::Driver | Self::Nvrtc | Self::CublasLt => {}
         }
         let mut names: Vec<String> = get_lib_name_candidates(self.name());
         // The list has names twice, and some that only Windows has.

@@ -2,7 +2,8 @@
 //!
 //! From the bottom up: [`libraries`] and [`inventory`] say what of CUDA is there; [`device`], [`stream`], [`memory`] and [`kernel`] are
 //! the driver's things with owners and lifetimes; [`compile`] makes machine code of the sources in `kernels/`; [`ops`] are typed launches,
-//! one file for each of those sources, that know shapes and check them; [`product`] has dense matrix products, which are cuBLASLt's.
+//! one file for each of those sources, that know shapes and check them; [`product`] has dense matrix products, which are cuBLASLt's;
+//! [`cudnn`] has attention.
 //! Between GPUs, [`signals`] order streams, [`watch`] says when to give up, and [`exchange`] is the all-to-all of experts; between those of
 //! several processes, [`nccl`] moves what these would write. On all this stands the [`executor`].
 //!
@@ -11,6 +12,7 @@
 #![allow(unsafe_code)] // calls into CUDA, each with its reason
 
 pub mod compile;
+pub mod cudnn;
 pub mod device;
 pub mod exchange;
 pub mod executor;
