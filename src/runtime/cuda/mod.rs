@@ -3,7 +3,7 @@
 //! From the bottom up: [`libraries`] and [`inventory`] say what of CUDA is there; [`device`], [`stream`], [`memory`] and [`kernel`] are
 //! the driver's things with owners and lifetimes; [`compile`] makes machine code of the sources in `kernels/`; [`ops`] are typed launches,
 //! one file for each of those sources, that know shapes and check them; [`product`] has dense matrix products, which are cuBLASLt's;
-//! [`cudnn`] has attention.
+//! [`core_attention`] is cuDNN's ([`cudnn`]) where that has it, and else one of the ops.
 //! Between GPUs, [`signals`] order streams, [`watch`] says when to give up, and [`exchange`] is the all-to-all of experts; between those of
 //! several processes, [`nccl`] moves what these would write. On all this stands the [`executor`].
 //!
@@ -12,6 +12,7 @@
 #![allow(unsafe_code)] // calls into CUDA, each with its reason
 
 pub mod compile;
+pub mod core_attention;
 pub mod cudnn;
 pub mod device;
 pub mod exchange;

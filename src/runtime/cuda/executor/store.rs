@@ -198,6 +198,11 @@ impl Store {
         self.moments().into_iter().zip([first, second]).try_for_each(|(to, values)| to.write(stream, &values))
     }
 
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The elements of a region.
     pub fn region(&self, of: Region) -> Range<usize> {
         self.regions[of as usize].clone()

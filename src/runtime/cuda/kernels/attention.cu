@@ -215,6 +215,8 @@ struct Shape {
     __device__ __forceinline__ u32 last_query(u32 key) const {
         return window < sequence - key ? key + window - 1 : sequence - 1;
     }
+    // Of numbers for each head and token (sequences × heads × tokens of a sequence), the first one of a head of a sequence.
+    __device__ __forceinline__ u64 numbers(u32 of_sequence, u32 head) const { return ((u64)of_sequence * heads + head) * sequence; }
     // Whether some query of a tile does not see some key of another one.
     __device__ __forceinline__ bool is_cut(u32 query, u32 queries, u32 key, u32 keys) const {
         return key + keys - 1 > query || query + queries - 1 - key >= window;
@@ -246,7 +248,8 @@ struct Piece {
     u32 heads, u32 kv_heads, u32 qk, u32 value, u32 sequence, u32 tokens, u32 window, u32 together, float scale
 #define SHAPE_ARGUMENTS {heads, kv_heads, qk, value, sequence, tokens, window, together, scale}
 
-// Forward. MT: 16 rows so many times for each warp; N: keys at a time. o: tokens × heads · value; log_sums: heads × tokens.
+// Forward. MT: 16 rows so many times for each warp; N: keys at a time. o: tokens × heads · value; log_sums: sequences × heads ×
+// tokens of a sequence.
 
 template <int D, int V, int MT, int WARPS, int N>
 __device__ __forceinline__ void forward(
@@ -373,7 +376,7 @@ __device__ __forceinline__ void forward(
                 inverse[half] = 1.f / all;
                 u32 row = first_row + 16 * m + lane / 4 + 8 * half;
                 if (lane % 4 == 0 && row < rows)
-                    log_sums[(u64)piece.head * shape.tokens + token + query + row] = most[m][half] * shape.scale + logf(all);
+                    log_sums[shape.numbers(piece.sequence, piece.head) + query + row] = most[m][half] * shape.scale + logf(all);
             }
             put<V>(out[m], queries, first_row + 16 * m, inverse[0], inverse[1]);
         }
@@ -405,13 +408,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_forward_256_256(F
 
 // The gradient. With weights P, dP = do · vᵀ and D the row sums of do ∘ o: dS = P ∘ (dP - D), dq = dS · k, dk = dSᵀ · q, dv = Pᵀ · do.
 
-// dots (heads × tokens): the row sums D. Eight threads for each; `value` is a multiple of 8.
+// dots (sequences × heads × tokens of a sequence): the row sums D. Eight threads for each; `value` is a multiple of 8.
 extern "C" __global__ void __launch_bounds__(256) attention_dots(
-    const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ dots, u32 heads, u32 value, u32 tokens) {
+    const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ dots, u32 heads, u32 value, u32 sequence, u32 tokens) {
     const u32 part = threadIdx.x % 8, pairs = tokens * heads;
     // All threads of a warp go round as often, since they sum together.
     for (u32 base = blockIdx.x * 32; base < pairs; base += gridDim.x * 32) {
-        const u32 pair = base + threadIdx.x / 8, token = pair % tokens, head = pair / tokens;
+        const u32 pair = base + threadIdx.x / 8, head = pair / sequence % heads;
+        const u32 token = pair / (sequence * heads) * sequence + pair % sequence;
         const u64 start = ((u64)token * heads + head) * value;
         float sum = 0.f;
         for (u32 column = 8 * part; column < value && pair < pairs; column += 64) {
@@ -430,12 +434,12 @@ extern "C" __global__ void __launch_bounds__(256) attention_dots(
 // d_sinks[head] -= sum of exp(sink - log_sum) · D over all tokens. A block for each head at a time.
 extern "C" __global__ void __launch_bounds__(256) attention_sinks(
     const float* __restrict__ sinks, const float* __restrict__ log_sums, const float* __restrict__ dots, float* __restrict__ d_sinks,
-    u32 heads, u32 tokens) {
+    u32 heads, u32 sequence, u32 tokens) {
     __shared__ float sums[32];
     for (u32 head = blockIdx.x; head < heads; head += gridDim.x) {
         float sum = 0.f;
         for (u32 token = threadIdx.x; token < tokens; token += blockDim.x) {
-            u64 pair = (u64)head * tokens + token;
+            u64 pair = ((u64)(token / sequence) * heads + head) * sequence + token % sequence;
             sum += power_of_two((sinks[head] - log_sums[pair]) * LOG2_E) * dots[pair];
         }
         sum = block_sum(sum, sums);
@@ -477,7 +481,8 @@ __device__ __forceinline__ void key_gradients(
             if (threadIdx.x < 2 * M) {
                 u32 row = threadIdx.x % M;
                 bool is_there = row < there;
-                const float* from = (threadIdx.x < M ? log_sums : dots) + (u64)head * shape.tokens + start + (is_there ? row : 0);
+                const u64 number = shape.numbers(piece.sequence, head) + query + (is_there ? row : 0);
+                const float* from = (threadIdx.x < M ? log_sums : dots) + number;
                 copy4(place + Tile<D>::down(M) + Tile<V>::down(M) + 4 * threadIdx.x, from, is_there);
             }
         };
@@ -616,9 +621,9 @@ __device__ __forceinline__ void query_gradients(
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 row = first_row + lane / 4 + 8 * half;
-            u64 pair = (u64)piece.head * shape.tokens + start + row;
-            log_sum[half] = row < rows ? log_sums[pair] * LOG2_E : 0.f;
-            dot[half] = row < rows ? dots[pair] : 0.f;
+            u64 number = shape.numbers(piece.sequence, piece.head) + query + row;
+            log_sum[half] = row < rows ? log_sums[number] * LOG2_E : 0.f;
+            dot[half] = row < rows ? dots[number] : 0.f;
         }
         float d_queries[1][D / 8][4];
         clear(d_queries);

@@ -1,4 +1,5 @@
-//! The attention core: scores, softmax and weighted sums of heads, causal within each sequence.
+//! The attention core by own kernels: scores, softmax and weighted sums of heads, causal within each sequence. They take every
+//! core; where cuDNN takes it too, [`crate::runtime::cuda::core_attention`] prefers that.
 
 use super::{count, looping};
 use crate::error::{Error, Result};
@@ -155,7 +156,7 @@ impl Core {
 
     /// # Panics
     /// If the rows do not hold `heads` of `width` for all tokens.
-    fn check(name: &str, Strided { values, stride }: Strided, tokens: usize, heads: usize, width: usize) {
+    pub(crate) fn check(name: &str, Strided { values, stride }: Strided, tokens: usize, heads: usize, width: usize) {
         assert!(stride >= heads * width && stride.is_multiple_of(8), "{name}: {stride} values for {heads} × {width}");
         assert!(values.address().is_multiple_of(16), "{name}: rows start at whole 16 bytes");
         let read = tokens.saturating_sub(1) * stride + heads * width;
@@ -166,7 +167,7 @@ impl Core {
     ///
     /// # Panics
     /// If they are not whole sequences.
-    fn tokens(&self, o: Slice<Bf16>) -> usize {
+    pub(crate) fn tokens(&self, o: Slice<Bf16>) -> usize {
         let width = self.heads * self.value_dim;
         let tokens = o.len() / width;
         assert!(o.len() == tokens * width && tokens.is_multiple_of(self.sequence), "o: {tokens} tokens");
@@ -217,8 +218,8 @@ impl Tiling {
     }
 }
 
-/// The weighted sums `o` (tokens × heads · value), and the logarithms of the softmax's sums, sinks included (heads × tokens), for the
-/// gradient. `q`: heads · qk in each row; `k`, `v`: kv heads · (qk, value). `sinks`: one logit per head that takes part in the softmax
+/// The weighted sums `o` (tokens × heads · value), and the logarithms of the softmax's sums, sinks included (sequences × heads × tokens
+/// of a sequence), for the gradient. `q`: heads · qk in each row; `k`, `v`: kv heads · (qk, value). `sinks`: one logit per head that takes part in the softmax
 /// and gives nothing, or [`Slice::none`]. The bits do not depend on `sms`.
 ///
 /// # Errors
@@ -295,13 +296,13 @@ pub fn input_gradient(
     let needed = gradient_scratch(core, tokens);
     assert!(log_sums.len() == needed && scratch.len() >= needed, "a sum and a dot for each head and token");
     let dots = scratch.part(0..needed);
-    let [heads, value, rows] = [core.heads, core.value_dim, tokens].map(count);
+    let [heads, value, sequence, rows] = [core.heads, core.value_dim, core.sequence, tokens].map(count);
 
     // Eight threads for each head of each token.
     let grid = looping((8 * needed).div_ceil(THREADS as usize), sms, 2048 / THREADS, THREADS);
     let kernel = stream.device().kernel("attention_dots");
     // SAFETY: the kernel reads all of `o` and `d_o` and writes all of `dots`; the lengths were checked.
-    unsafe { kernel.launch(stream, grid, arguments![o, d_o, dots, heads, value, rows])? };
+    unsafe { kernel.launch(stream, grid, arguments![o, d_o, dots, heads, value, sequence, rows])? };
 
     let [q_stride, k_stride, v_stride] = [q, k, v].map(|rows| count(rows.stride));
     let [d_q_stride, d_k_stride, d_v_stride] = [d_q, d_k, d_v].map(|rows| count(rows.stride));
@@ -321,5 +322,5 @@ pub fn input_gradient(
     let kernel = stream.device().kernel("attention_sinks");
     let grid = looping(core.heads, sms, 2048 / THREADS, THREADS);
     // SAFETY: the kernel reads all of `sinks`, `log_sums` and `dots`, and adds to all of `d_sinks`; the lengths were checked.
-    unsafe { kernel.launch(stream, grid, arguments![sinks, log_sums, dots, d_sinks, heads, rows]) }
+    unsafe { kernel.launch(stream, grid, arguments![sinks, log_sums, dots, d_sinks, heads, sequence, rows]) }
 }

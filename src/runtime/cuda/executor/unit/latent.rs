@@ -5,9 +5,10 @@ use super::{Context, Sizes};
 use crate::error::Result;
 use crate::ir::Recompute;
 use crate::job::model::Mla as Dims;
+use crate::runtime::cuda::core_attention::CoreAttention;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Store, Vector};
-use crate::runtime::cuda::ops::attention::{self, Core, Strided};
+use crate::runtime::cuda::ops::attention::{Core, Strided};
 use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::rope::{self, Direction, Heads};
 use crate::runtime::cuda::ops::{latent, norm};
@@ -16,7 +17,7 @@ use crate::runtime::host::Shape;
 
 /// Parameters, and where values lie.
 pub struct Latent {
-    core: Core,
+    core: CoreAttention,
     dims: latent::Dims,
     query: Option<Query>,
     q_up: Product,
@@ -41,7 +42,8 @@ pub struct Latent {
     d_kv: Spot<Bf16>,
     d_kv_normed: Spot<Bf16>,
     d_down: Spot<Bf16>,
-    core_scratch: Spot<f32>,
+    /// Forward, and for the gradient.
+    core_scratch: [Spot<u8>; 2],
     gain_scratch: Spot<f32>,
 }
 
@@ -72,6 +74,8 @@ impl Latent {
         let qk = nope + rope;
         let core =
             Core { heads, kv_heads: heads, qk_dim: qk, value_dim: value, sequence: shape.sequence, window: None };
+        let strides = [qk, qk, value].map(|width| heads * width);
+        let core = CoreAttention::new(store.device(), core, tokens, (strides, strides), false)?;
         let of = |part: &str| format!("{name}.{part}");
         let (kv_norm, query_norm) = (store.vector(&of("kv_norm.gain"))?, store.vector(&of("q_norm.gain")));
         let (formats, out) = (shape.policy.products(), shape.policy.attention_output());
@@ -121,7 +125,10 @@ impl Latent {
             d_kv: packer.take(Block::FromI, tokens * heads * (nope + value)),
             d_kv_normed: packer.take(Block::Backward, tokens * kv_rank),
             d_down: packer.take(Block::FromI, tokens * (kv_rank + rope)),
-            core_scratch: packer.take(Block::Backward, attention::gradient_scratch(&core, tokens)),
+            core_scratch: [
+                packer.take(Block::Forward, core.forward_scratch()),
+                packer.take(Block::Backward, core.gradient_scratch()),
+            ],
             gain_scratch: packer.take(Block::Backward, norm::gain_gradient_scratch(tokens, widest)),
             dims: latent::Dims { heads, nope, rope, value },
             core,
@@ -145,9 +152,9 @@ impl Latent {
         self.turn_shared(context, down, Direction::Forward)?;
         self.up_again(context)?;
 
-        let (o, log_sums) = (self.o.values(blocks), blocks.at(self.log_sums));
-        let [q, k, v] = self.strided([self.q, self.k, self.v].map(|spot| blocks.at(spot)));
-        attention::forward(stream, sms, &self.core, q, k, v, Slice::none(), o, log_sums)?;
+        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch[0]));
+        let inputs = self.strided([self.q, self.k, self.v].map(|spot| blocks.at(spot)));
+        self.core.forward(stream, sms, inputs, Slice::none(), o, log_sums, scratch)?;
         self.o.complete(context, all)?;
         self.output.forward(context, &self.o, all, y, true)
     }
@@ -179,13 +186,12 @@ impl Latent {
         let (d_o, d_q, d_k, d_v) = (blocks.at(self.d_o), blocks.at(self.d_q), blocks.at(self.d_k), blocks.at(self.d_v));
         let all = Groups::one(context.tokens);
         self.output.input_gradient(context, dy, all, d_o, false)?;
-        let [q, k, v] = self.strided([blocks.at(self.q), blocks.at(self.k), blocks.at(self.v)]);
-        let [strided_q, strided_k, strided_v] = self.strided([d_q, d_k, d_v]);
-        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch));
+        let inputs = self.strided([blocks.at(self.q), blocks.at(self.k), blocks.at(self.v)]);
+        let gradients = self.strided([d_q, d_k, d_v]);
+        let (results, scratch) =
+            ((self.o.values(blocks), d_o, blocks.at(self.log_sums)), blocks.at(self.core_scratch[1]));
         let none = Slice::none();
-        attention::input_gradient(
-            stream, sms, &self.core, q, k, v, none, o, d_o, log_sums, strided_q, strided_k, strided_v, none, scratch,
-        )?;
+        self.core.input_gradient(stream, sms, inputs, none, results, gradients, none, scratch)?;
 
         let (d_kv, d_down, d_kv_normed) = (blocks.at(self.d_kv), blocks.at(self.d_down), blocks.at(self.d_kv_normed));
         let (gain, stride) = (self.kv_norm, self.kv_down.outputs);
@@ -226,7 +232,7 @@ impl Latent {
     }
 
     fn strided(&self, [q, k, v]: [Slice<Bf16>; 3]) -> [Strided; 3] {
-        let Core { heads, qk_dim, value_dim, .. } = self.core;
+        let &Core { heads, qk_dim, value_dim, .. } = self.core.dimensions();
         let of = |values, width: usize| Strided { values, stride: heads * width };
         [of(q, qk_dim), of(k, qk_dim), of(v, value_dim)]
     }
@@ -251,7 +257,7 @@ impl Latent {
     }
 
     fn turn(&self, context: &Context, x: Slice<Bf16>, heads: Heads, direction: Direction) -> Result<()> {
-        let (base, sequence) = (context.shape.rope_base as f32, self.core.sequence);
+        let (base, sequence) = (context.shape.rope_base as f32, self.core.dimensions().sequence);
         rope::turn(context.stream, context.sms, x, heads, sequence, base, direction)
     }
 }

@@ -4,9 +4,10 @@ use super::product::{Input, Product};
 use super::{Context, Sizes};
 use crate::error::Result;
 use crate::job::model::MultiHead as Dims;
+use crate::runtime::cuda::core_attention::CoreAttention;
 use crate::runtime::cuda::executor::blocks::{Block, Packer, Spot};
 use crate::runtime::cuda::executor::store::{Store, Vector};
-use crate::runtime::cuda::ops::attention::{self, Core, Strided};
+use crate::runtime::cuda::ops::attention::{Core, Strided};
 use crate::runtime::cuda::ops::quantise::Groups;
 use crate::runtime::cuda::ops::rope::{self, Direction, Heads};
 use crate::runtime::cuda::ops::{bias, element, norm};
@@ -15,7 +16,7 @@ use crate::runtime::host::Shape;
 
 /// Parameters, and where values lie.
 pub struct MultiHead {
-    core: Core,
+    core: CoreAttention,
     qkv: Product,
     qkv_bias: Option<Vector>,
     head_norms: Option<HeadNorms>,
@@ -26,11 +27,12 @@ pub struct MultiHead {
     qkv_values: Spot<Bf16>,
     /// tokens × heads · width.
     o: Input,
-    /// heads × tokens.
+    /// sequences × heads × tokens of a sequence.
     log_sums: Spot<f32>,
     d_qkv: Spot<Bf16>,
     d_o: Spot<Bf16>,
-    core_scratch: Spot<f32>,
+    /// Forward, and for the gradient.
+    core_scratch: [Spot<u8>; 2],
     bias_scratch: Spot<f32>,
 }
 
@@ -86,11 +88,14 @@ impl MultiHead {
         };
         let out = shape.policy.attention_output();
         let head_norms = dims.qk_norm.then(&mut head_norms).transpose()?;
+        let sinks = store.vector_if_any(&of("sinks"));
+        let inputs = if head_norms.is_some() { [heads * width, kv_heads * width, all] } else { [all; 3] };
+        let core = CoreAttention::new(store.device(), core, tokens, (inputs, [all; 3]), sinks.is_some())?;
         Ok(Self {
             qkv: Product::of_tokens(shape.policy.products(), &of("qkv.weight"), tokens, store, packer)?,
             qkv_bias: store.vector_if_any(&of("qkv.bias")),
             head_norms,
-            sinks: store.vector_if_any(&of("sinks")),
+            sinks,
             output: Product::of_tokens(out, &of("output.weight"), tokens, store, packer)?,
             output_bias: store.vector_if_any(&of("output.bias")),
             qkv_values: packer.take(Block::UntilI, tokens * all),
@@ -98,7 +103,10 @@ impl MultiHead {
             log_sums: packer.take(Block::UntilI, tokens * heads),
             d_qkv: packer.take(Block::FromI, tokens * all),
             d_o: packer.take(Block::Backward, tokens * heads * width),
-            core_scratch: packer.take(Block::Backward, attention::gradient_scratch(&core, tokens)),
+            core_scratch: [
+                packer.take(Block::Forward, core.forward_scratch()),
+                packer.take(Block::Backward, core.gradient_scratch()),
+            ],
             bias_scratch: packer.take(Block::Weights, bias::gradient_scratch(tokens, widest)),
             core,
         })
@@ -125,9 +133,8 @@ impl MultiHead {
             }
         }
         self.turn(context, self.turned(context, qkv), Direction::Forward)?;
-        let [q, k, v] = self.core_inputs(context, qkv);
-        let (o, log_sums) = (self.o.values(blocks), blocks.at(self.log_sums));
-        attention::forward(stream, sms, &self.core, q, k, v, self.sinks(), o, log_sums)?;
+        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch[0]));
+        self.core.forward(stream, sms, self.core_inputs(context, qkv), self.sinks(), o, log_sums, scratch)?;
         self.o.complete(context, all)?;
         self.output.forward(context, &self.o, all, y, true)?;
         match self.output_bias {
@@ -142,14 +149,11 @@ impl MultiHead {
         let (qkv, d_qkv, d_o) = (blocks.at(self.qkv_values), blocks.at(self.d_qkv), blocks.at(self.d_o));
         let all = Groups::one(context.tokens);
         self.output.input_gradient(context, dy, all, d_o, false)?;
-        let [q, k, v] = self.core_inputs(context, qkv);
-        let [d_q, d_k, d_v] = self.parts(d_qkv);
-        let (o, log_sums, scratch) = (self.o.values(blocks), blocks.at(self.log_sums), blocks.at(self.core_scratch));
+        let (inputs, gradients) = (self.core_inputs(context, qkv), self.parts(d_qkv));
+        let (results, scratch) =
+            ((self.o.values(blocks), d_o, blocks.at(self.log_sums)), blocks.at(self.core_scratch[1]));
         let d_sinks = self.sinks.map_or(Slice::none(), |sinks| sinks.gradient);
-        let (core, sinks) = (&self.core, self.sinks());
-        attention::input_gradient(
-            stream, sms, core, q, k, v, sinks, o, d_o, log_sums, d_q, d_k, d_v, d_sinks, scratch,
-        )?;
+        self.core.input_gradient(stream, sms, inputs, self.sinks(), results, gradients, d_sinks, scratch)?;
         self.turn(context, [(d_qkv, 0), (d_qkv, self.columns(1).start)], Direction::Back)?;
         if let Some(norms) = &self.head_norms {
             let [first, second] = norms.gradients.map(|spot| blocks.at(spot));
@@ -191,7 +195,7 @@ impl MultiHead {
 
     /// Columns of q, k and v in the projection's result.
     fn columns(&self, part: usize) -> std::ops::Range<usize> {
-        let Core { heads, kv_heads, qk_dim, .. } = self.core;
+        let &Core { heads, kv_heads, qk_dim, .. } = self.core.dimensions();
         let ends = [0, heads, heads + kv_heads, heads + 2 * kv_heads].map(|heads| heads * qk_dim);
         ends[part]..ends[part + 1]
     }
@@ -226,7 +230,7 @@ impl MultiHead {
     }
 
     fn turn(&self, context: &Context, qk: [(Slice<Bf16>, usize); 2], direction: Direction) -> Result<()> {
-        let Core { heads, kv_heads, qk_dim, sequence, .. } = self.core;
+        let &Core { heads, kv_heads, qk_dim, sequence, .. } = self.core.dimensions();
         for ((x, first), heads) in qk.into_iter().zip([heads, kv_heads]) {
             let row_stride = x.len() / context.tokens;
             let heads = Heads { row_stride, first, heads, head_stride: qk_dim, offset: 0, width: qk_dim };
