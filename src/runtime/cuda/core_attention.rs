@@ -12,8 +12,8 @@ use super::{Bf16, Device, Slice, Stream};
 use crate::error::Result;
 
 /// Bytes that the gradients of scores may take at a time, which cuDNN keeps: as many heads as that is enough for are worked on
-/// together. It is what 64 heads of 4096 tokens take; of 128 such heads, 64 at a time are as fast as all, 32 take 7 % longer, and 16 take
-/// 22 % longer (`docs/measurements/h200_attention.txt`).
+/// together. It is what 64 heads of 4096 tokens take; of 128 such heads, 64 at a time are as fast as all, 32 take 6 % longer, and 16 take
+/// 20 % longer (`docs/measurements/h200_attention.txt`).
 const KEPT: usize = 2 << 30;
 
 /// The core of a layer.

@@ -5,7 +5,7 @@
 //! In that form of the gradient dq is a product of its own, of all gradients of scores, which cuDNN keeps in the workspace, in bf16: 2
 //! bytes for each query and key of each head, rounded up to 64 queries and 128 keys. In the other form, which needs no such room, parts
 //! of dq are added up by atomics, in an order that nothing fixes: two runs differ in their bits. On an H200, 128 heads of 192 and 128,
-//! 4096 tokens, the one takes 4.63 ms and the other 3.99 (`docs/measurements/h200_attention.txt`).
+//! 4096 tokens, the one takes 4.71 ms and the other 4.21 (`docs/measurements/h200_attention.txt`).
 
 use cudarc::cudnn::sys::{
     cudnnDataType_t as Number, cudnnPointwiseMode_t as Pointwise, cudnnReduceTensorOp_t as Reduction,
@@ -225,7 +225,7 @@ impl Attention {
     ///
     /// # Errors
     /// If cuDNN has none for this problem ([`Refusal::is_unsupported`]), or fails.
-    pub fn plan(api: &'static Api, handle: Handle, problem: &Problem) -> Result<Self, Refusal> {
+    pub(super) fn plan(api: &'static Api, handle: Handle, problem: &Problem) -> Result<Self, Refusal> {
         let (graph, tensors) = problem.graph(api)?;
         Ok(Self { plan: graph.plan(handle)?, tensors, scale: 1.0 / (problem.qk as f32).sqrt() })
     }
@@ -246,7 +246,7 @@ impl Attention {
     /// # Safety
     /// All tensors of the problem are at their places, addresses are multiples of 16, and all stay until the launch has ended. No other
     /// thread uses the handle.
-    pub unsafe fn launch(&self, handle: Handle, places: &Places) -> Result<(), Refusal> {
+    pub(super) unsafe fn launch(&self, handle: Handle, places: &Places) -> Result<(), Refusal> {
         let Tensors { inputs, output, log_sums, scale, unseen, gradient } = &self.tensors;
         let mut values: Vec<_> = inputs.iter().copied().zip(places.inputs.map(Pointer::to)).collect();
         values.extend([(*output, Pointer::to(places.output)), (*log_sums, Pointer::to(places.log_sums))]);

@@ -1,8 +1,9 @@
-//! cuDNN, which has the fastest kernels for the attention core on Hopper: [`attention`] describes it as a [`graph`] of operations, for
+//! cuDNN, which has the fastest kernels for the attention core on Hopper: [`attention`] describes it as a graph of operations, for
 //! which cuDNN makes a plan. It is found when a GPU is opened, and may be missing.
 //!
-//! cuDNN cannot be told how many SMs to use: it refuses `CUDNN_ATTR_ENGINE_SM_COUNT_TARGET` for these graphs (9.19). The blocks of its
-//! kernels take what SMs there are; those of streams with a higher priority get the next ones that come free.
+//! cuDNN cannot be told how many SMs to use: for these graphs it refuses a target below what the GPU has (9.19). Its kernels have a
+//! block for each SM, which stays to the end: they take what is free, and what another stream launches later waits for them
+//! (`docs/gpu.md`).
 
 pub mod attention;
 mod descriptor;
@@ -77,7 +78,8 @@ impl Cudnn {
     /// If the driver or cuDNN refuses.
     ///
     /// # Safety
-    /// As [`Attention::launch`], but for the handle.
+    /// All tensors of the plan's problem are at their places, addresses are multiples of 16, there is room for what the plan needs
+    /// beside them, and all stay until the launch has ended.
     pub unsafe fn launch(&self, stream: &Stream, plan: &Attention, places: &Places) -> Result<()> {
         stream.device().bind()?;
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);

@@ -410,7 +410,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_forward_256_256(F
 
 // dots (sequences × heads × tokens of a sequence): the row sums D. Eight threads for each; `value` is a multiple of 8.
 extern "C" __global__ void __launch_bounds__(256) attention_dots(
-    const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ dots, u32 heads, u32 value, u32 sequence, u32 tokens) {
+    const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ dots, u32 heads, u32 value, u32 sequence,
+    u32 tokens) {
     const u32 part = threadIdx.x % 8, pairs = tokens * heads;
     // All threads of a warp go round as often, since they sum together.
     for (u32 base = blockIdx.x * 32; base < pairs; base += gridDim.x * 32) {

@@ -219,8 +219,8 @@ impl Tiling {
 }
 
 /// The weighted sums `o` (tokens × heads · value), and the logarithms of the softmax's sums, sinks included (sequences × heads × tokens
-/// of a sequence), for the gradient. `q`: heads · qk in each row; `k`, `v`: kv heads · (qk, value). `sinks`: one logit per head that takes part in the softmax
-/// and gives nothing, or [`Slice::none`]. The bits do not depend on `sms`.
+/// of a sequence), for the gradient. `q`: heads · qk in each row; `k`, `v`: kv heads · (qk, value). `sinks`: one logit per head that takes
+/// part in the softmax and gives nothing, or [`Slice::none`]. The bits do not depend on `sms`.
 ///
 /// # Errors
 /// If the driver refuses, or the GPU has too little shared memory for heads of this width.
