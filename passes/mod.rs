@@ -335,8 +335,8 @@ fn hops(job: &Job, machine: &Machine, layout: &Layout, stages: &[PlanStage]) -> 
     let gpus = u64::from(job.training.dp) * u64::from(job.training.tp);
     let hop = |boundary: u32, micro_batch: u32| {
         let rank = |stage| layout.rank_of(ChunkId::new(stage, micro_batch));
-        let same_node = machine.ranks_share_node(gpus, rank(boundary), rank(boundary + 1));
-        machine.transfer(stages[boundary as usize].output, same_node)
+        let hop = machine.hop(gpus, rank(boundary), rank(boundary + 1));
+        machine.transfer(stages[boundary as usize].output, hop)
     };
     // The first micro-batch travels in direction 0, the last in direction 1 if there is one.
     let last = layout.micro_batches.saturating_sub(1);

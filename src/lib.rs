@@ -11,6 +11,7 @@ pub mod interop;
 pub mod ir;
 pub mod job;
 pub mod machine;
+pub mod parallel;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 pub mod plan;

@@ -19,7 +19,7 @@ use crate::job::model::*;
 use crate::job::profile::*;
 use crate::job::sms::CommunicationSms;
 use crate::job::training::*;
-use crate::machine::{Factors, Interference, LinkModel, Machine, Measured};
+use crate::machine::{Factors, Interference, LinkModel, Machine, Measured, PodModel};
 use crate::plan::*;
 
 /// The last line of what is written by hand.
@@ -82,6 +82,7 @@ fn pages() -> Vec<Page> {
         Cluster,
         Gpu,
         Link,
+        Pods,
         MeasuredGpu,
         MeasuredInterference,
         Training,
@@ -117,6 +118,7 @@ fn pages() -> Vec<Page> {
         Task,
         Machine,
         LinkModel,
+        PodModel,
         Interference,
         Measured,
         Factors,
@@ -202,8 +204,11 @@ impl Schemas {
             found.extend(name);
             let inner = variant.get("properties").and_then(|of| of.as_object()?.values().next());
             let fields = inner.map_or_else(String::new, |inner| {
-                let about = |name: &str| format!(" `{name}`: {}", cell(about(&inner["properties"][name])));
-                entries(inner, "required").filter_map(Value::as_str).map(about).collect()
+                let about = |(name, required): (&str, bool)| {
+                    let left_out = if required { "" } else { " May be left out." };
+                    format!(" `{name}`: {}{left_out}", cell(about(&inner["properties"][name])))
+                };
+                fields(inner).into_iter().map(about).collect()
             });
             let see = self.see(page, inner.unwrap_or(variant));
             let _ = writeln!(text, "| `{written}` | {}{fields}{see} |", cell(about(variant)));
@@ -307,16 +312,21 @@ fn written<'a>(variant: &'a Value, of: &'a Value) -> (Option<&'a str>, String) {
     let Some((name, inner)) = variant.get("properties").and_then(|of| of.as_object()?.iter().next()) else {
         return (None, plain(variant));
     };
-    // Only those are listed, in their order.
-    let all = inner.get("properties").and_then(Value::as_object).map_or(0, Map::len);
-    assert_eq!(all, entries(inner, "required").count(), "a field of the variant {name} may be left out");
-    let fields: Vec<String> = entries(inner, "required")
-        .filter_map(Value::as_str)
-        .map(|field| format!("{field}: {}", plain(&inner["properties"][field])))
+    let fields: Vec<String> = fields(inner)
+        .into_iter()
+        .map(|(field, _)| format!("{field}: {}", plain(&inner["properties"][field])))
         .collect();
     let inner = plain(inner);
     let inner = inner.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')).unwrap_or(&inner);
     (Some(name), if fields.is_empty() { format!("{name}({inner})") } else { format!("{name}({})", fields.join(", ")) })
+}
+
+/// The fields of a variant: those that must be there, in their order, then those that may be left out.
+fn fields(inner: &Value) -> Vec<(&str, bool)> {
+    let required: Vec<&str> = entries(inner, "required").filter_map(Value::as_str).collect();
+    let all = inner.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str);
+    let others = all.filter(|name| !required.contains(name)).map(|name| (name, false));
+    required.iter().map(|&name| (name, true)).chain(others).collect()
 }
 
 /// A type in plain words.

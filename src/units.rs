@@ -82,6 +82,13 @@ quantity! {
     /// An amount of memory or of data moved, in bytes.
     Bytes
 }
+impl Bytes {
+    /// Whether there is nothing. As serde asks it.
+    pub(crate) fn is_zero(&self) -> bool {
+        *self == Self::ZERO
+    }
+}
+
 quantity! {
     /// Floating-point operations (a multiply-add is two).
     Flops

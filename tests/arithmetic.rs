@@ -170,7 +170,7 @@ fn recompute_repeats_whole_layers() {
             _ => stage.chunk.i,
         });
         ops.filter(|op| op.component == Component::Dispatch).fold([0, 0], |sum, op| match op.work {
-            Work::Exchange { nvlink, network } => [sum[0] + nvlink.0, sum[1] + network.0],
+            Work::Exchange { nvlink, network, .. } => [sum[0] + nvlink.0, sum[1] + network.0],
             _ => sum,
         })
     };

@@ -106,7 +106,7 @@ fn the_model_against_the_measured_rows() {
         }
         let (other, ctas) = match row["comm"].as_str() {
             "engine" => (Work::Copy { nvlink: SENT }, 0),
-            _ => (Work::Exchange { nvlink: SENT, network: Bytes::ZERO }, number(&row["ctas"]) as u32),
+            _ => (Work::over_nvlink(SENT), number(&row["ctas"]) as u32),
         };
         let work = Work::Compute(vec![kernel(name, sizes[name])]);
         let sms = if told { SMS - ctas } else { SMS };
@@ -155,7 +155,7 @@ fn each_term_by_hand() {
         (Nanos::ZERO, 100.0 / EXCHANGE_EFFICIENCY, 10.0 / EXCHANGE_EFFICIENCY, 100.0);
     link.measured = vec![];
     let copy = Work::Copy { nvlink: Bytes(100) };
-    let exchange = Work::Exchange { nvlink: Bytes(100), network: Bytes::ZERO };
+    let exchange = Work::over_nvlink(Bytes(100));
     let rate = Rate::Gemm { dtype: Dtype::Bf16, depth: 64 };
     let work = |rate, flops, bytes| {
         Work::Compute(vec![Kernel { rate, flops: Flops(flops), bytes: Bytes(bytes), launches: 1 }])
@@ -233,7 +233,7 @@ fn any_compute() -> impl Strategy<Value = Work> {
 fn any_exchange() -> impl Strategy<Value = Work> {
     let bytes = || prop_oneof![Just(Bytes::ZERO), (1..10u64.pow(10)).prop_map(Bytes)];
     prop_oneof![
-        (bytes(), bytes()).prop_map(|(nvlink, network)| Work::Exchange { nvlink, network }),
+        (bytes(), bytes()).prop_map(|(nvlink, network)| Work::Exchange { nvlink, network, uplink: Bytes::ZERO }),
         bytes().prop_map(|nvlink| Work::Copy { nvlink }),
     ]
 }
@@ -274,7 +274,7 @@ proptest! {
         prop_assert_eq!(plain.duration_beside(&compute, one, &exchange, other), plain.duration(&compute, one));
         prop_assert_eq!(plain.duration_beside(&exchange, other, &compute, one), plain.duration(&exchange, other));
         let machine = with(interference);
-        let nothing = Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO };
+        let nothing = Work::over_nvlink(Bytes::ZERO);
         prop_assert_eq!(machine.duration_beside(&compute, one, &nothing, other), machine.duration(&compute, one));
         prop_assert_eq!(machine.duration_beside(&nothing, other, &compute, one), Nanos::ZERO);
         prop_assert_eq!(machine.duration_beside(&compute, one, &compute, other), machine.duration(&compute, one));
@@ -288,7 +288,7 @@ proptest! {
         compute in any_compute(), traffic in 1..10u64.pow(10), more in 1..10u64.pow(10), bytes in 1..10u64.pow(10), sms in 1..32u32,
     ) {
         let machine = with(Interference::H100);
-        let exchange = Work::Exchange { nvlink: Bytes(bytes), network: Bytes::ZERO };
+        let exchange = Work::over_nvlink(Bytes(bytes));
         let beside = |driving| machine.duration_beside(&compute, 100, &exchange, driving);
         prop_assert!(beside(sms) <= beside(sms + 1), "{} > {}", beside(sms), beside(sms + 1));
 

@@ -194,7 +194,7 @@ fn a_product_beside_a_copy() {
         let number = |at: usize| row[at].parse::<f64>().expect("a number");
         let sms: u32 = row[0].parse().expect("a number");
         let bytes = Bytes((number(1) * number(3) * 1e6) as u64);
-        let copy = machine.duration(&Work::Exchange { nvlink: bytes, network: Bytes::ZERO }, sms);
+        let copy = machine.duration(&Work::over_nvlink(bytes), sms);
         let both = machine.duration(&work, 132 - sms).max(copy).millis();
         let measured = number(7);
         let _ = writeln!(text, "{sms:>3} {both:6.2} {measured:6.2} {:5.2}", both / measured);
@@ -312,7 +312,8 @@ fn deepep() {
         for (dtype, published) in [(Dtype::Fp8, &row[4]), (Dtype::Bf16, &row[5])] {
             let token = dtype.bytes(7168) as f64;
             let bytes = |copies: f64| Bytes((tokens * copies * token) as u64);
-            let work = Work::Exchange { nvlink: bytes(copies.nvlink), network: bytes(copies.network) };
+            let work =
+                Work::Exchange { nvlink: bytes(copies.nvlink), network: bytes(copies.network), uplink: Bytes::ZERO };
             let gb_s = tokens * sent * token / machine.duration(&work, sms).secs() / 1e9;
             let published: f64 = published.parse().expect("a number");
             let _ = write!(text, "  {gb_s:6.1} {published:5.0} {:5.2}", gb_s / published);

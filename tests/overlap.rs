@@ -42,6 +42,8 @@ fn machine() -> Machine {
         gpus_per_node: 8,
         nvlink: link.clone(),
         network: link,
+        rails: false,
+        pods: None,
         interference: Interference::NONE,
         measured: Measured::default(),
     }
@@ -58,7 +60,7 @@ fn chunk(sketches: &[Sketch]) -> Chunk {
         step: Step::Main,
         tokens: Tokens::ALL,
         work: match exchange {
-            true => Work::Exchange { nvlink: Bytes(size), network: Bytes::ZERO },
+            true => Work::over_nvlink(Bytes(size)),
             false => Work::Compute(vec![Kernel {
                 rate: Rate::AttentionForward { length: 4096 },
                 flops: Flops(size),

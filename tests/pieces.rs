@@ -241,7 +241,7 @@ fn parts_of_the_tokens_do_the_work_of_all_and_pay_for_the_weights_each() {
                             let rounding = kernels(&works).len() as u64;
                             assert!(time + rounding >= machine.duration(&whole, sms).0 + launches, "{what}");
                         }
-                        Work::Exchange { nvlink, network } => {
+                        Work::Exchange { nvlink, network, .. } => {
                             let sums =
                                 works.iter().map(sent).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
                             let off = sums.0.abs_diff(nvlink.0).max(sums.1.abs_diff(network.0));

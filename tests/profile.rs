@@ -85,7 +85,7 @@ fn what_was_not_measured_takes_what_is_most_like_it() {
     let mean = (2.0 * all[0] + 4.0 * all[1] + 1.5 * all[2]) / all.iter().sum::<f64>();
     near(factor(&other, 132), mean);
     // No exchange was measured.
-    let exchange = Work::Exchange { nvlink: Bytes(1 << 24), network: Bytes::ZERO };
+    let exchange = Work::over_nvlink(Bytes(1 << 24));
     assert_eq!(machine.duration(&exchange, 20), plain.duration(&exchange, 20));
     // Beside each other both keep what they lose.
     let beside = machine.duration_beside(&products(1 << 40), 112, &exchange, 20).as_f64();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dualweave::ir::{Action, Layout};
+use dualweave::job::cluster::Pods;
 use dualweave::job::sms::CommunicationSms;
 use dualweave::job::training::ScheduleKind;
 use dualweave::job::{Job, Overrides, load};
@@ -90,6 +91,11 @@ fn bounds_are_below_plans_of_a_small_job() {
     slow.cluster.network.gb_s = 1.0;
     slow.cluster.gpu.measured.launch_us = Some(0.0);
     compare(&slow, 8, 25, 0xA076_1D64_78BD_642F);
+    // The same with two pods, rails, and experts that are not evenly loaded, as far as there are GPUs for it.
+    slow.cluster.pods = Some(Pods { nodes: 1, oversubscription: 6.0 });
+    slow.cluster.rails = true;
+    slow.training.imbalance = 1.7;
+    compare(&slow, 8, 25, 0xE703_7ED1_A0B4_28DB);
 }
 
 #[test]
@@ -104,6 +110,9 @@ fn bounds_are_below_plans_of_published_models() {
         job.training.pp = 4;
         job.training.micro_batches = 16;
         compare(&job, gpus, 4, seed);
+        job.cluster.pods = Some(Pods { nodes: 1, oversubscription: 4.0 });
+        job.training.imbalance = 1.4;
+        compare(&job, gpus, 2, seed + 100);
     }
 }
 
@@ -162,5 +171,9 @@ fn the_space_has_the_job() {
             u64::from(split.dp) * u64::from(split.micro_batches) * u64::from(split.micro_batch_size) == space.sequences
         }));
         assert_eq!(Setting::of(&own).apply(&job).training.pp, job.training.pp);
+        // Uneven loads take nothing out of it.
+        let mut uneven = job.clone();
+        uneven.training.imbalance = 1.5;
+        assert_eq!(Space::new(&uneven, gpus, &own, &[]).count(), space.count());
     }
 }

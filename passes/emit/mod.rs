@@ -55,6 +55,7 @@ fn origin(job: &Job) -> Origin {
         sequence: training.sequence,
         tokens_per_step: training.step_tokens(),
         model_flops_per_token: job.model.training_flops(u64::from(training.sequence)).total(),
+        imbalance: training.imbalance,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::ir::{Kernel, Rate, Unit, Work};
 use crate::job::Job;
 use crate::machine::Machine;
+use crate::machine::network::{part, rings_crossing};
 use crate::passes::lower::Lowered;
 use crate::passes::overlap::Overlapped;
 use crate::passes::split::SplitStage;
@@ -43,10 +44,11 @@ pub fn without_programs(job: &Job, machine: &Machine, lowered: &Lowered, split: 
             let shared = (split.parameters.shared + copied_embedding(job, lowered, number))
                 .saturating_sub(shared_embedding(job, &stage.units));
             let groups = Groups::new(job, machine, &lowered.layout.holders(number as u32));
+            let sharded = job.training.sharded_optimizer;
             let shares = [(shared, groups.shared), (split.parameters.expert, groups.expert)];
             let owned: u64 = shares
                 .iter()
-                .map(|(parameters, replicas)| match job.training.sharded_optimizer {
+                .map(|(parameters, replicas)| match sharded {
                     true => parameters.div_ceil(replicas.all()),
                     false => *parameters,
                 })
@@ -64,11 +66,11 @@ pub fn without_programs(job: &Job, machine: &Machine, lowered: &Lowered, split: 
                 input: chunk.input,
                 output: chunk.output,
                 exchange_buffer: chunk.exchange_buffer,
-                reduce: exchange(&shares, |values| precision.gradients.bytes(values), !job.training.sharded_optimizer),
+                reduce: exchange(&shares, |values| precision.gradients.bytes(values), !sharded),
                 update: update(job, owned, state),
-                gather: match job.training.sharded_optimizer {
+                gather: match sharded {
                     true => exchange(&shares, |values| precision.weights.bytes(values), false),
-                    false => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
+                    false => Work::over_nvlink(Bytes::ZERO),
                 },
                 f: None,
                 b: None,
@@ -104,6 +106,8 @@ struct Replicas {
     local: u64,
     /// Nodes (and pipeline ranks) that they are spread over.
     groups: u64,
+    /// Of what a GPU sends to other nodes, the part that leaves its pod.
+    crossing: f64,
 }
 
 impl Replicas {
@@ -133,10 +137,16 @@ impl Groups {
         let spread = |all: u64, apart: u64| {
             // `apart`: distance between two GPUs with the same parameters.
             let local = (node / apart).clamp(1, all);
+            let crossing = match (machine.pods, holders.first(), holders.last()) {
+                (Some(pods), Some(&one), Some(&other)) => {
+                    rings_crossing(pods.gpus, dp * tp, apart.max(node), (one, other))
+                }
+                _ => 0.0,
+            };
             match same_node {
                 // One rank; or two on one node, so each is within it.
-                true => Replicas { local: local * copies, groups: all.div_ceil(local) },
-                false => Replicas { local, groups: all.div_ceil(local) * copies },
+                true => Replicas { local: local * copies, groups: all.div_ceil(local), crossing },
+                false => Replicas { local, groups: all.div_ceil(local) * copies, crossing },
             }
         };
         Self { shared: spread(dp, tp), expert: spread((dp * tp / ep).max(1), ep) }
@@ -144,16 +154,18 @@ impl Groups {
 }
 
 /// Bytes that one GPU sends to reduce-scatter (or, twice that, all-reduce; or gather) parameters over their replicas:
-/// first within a node over NVLink, then the node's share over the network.
+/// first within a node over NVLink, then the node's share over the network, around rings of GPUs that have the same place in their nodes.
 fn exchange(shares: &[(u64, Replicas)], bytes: impl Fn(u64) -> u64, twice: bool) -> Work {
-    let (mut nvlink, mut network) = (Bytes::ZERO, Bytes::ZERO);
+    let (mut nvlink, mut network, mut uplink) = (Bytes::ZERO, Bytes::ZERO, Bytes::ZERO);
     let times = if twice { 2 } else { 1 };
     for &(parameters, replicas) in shares {
-        let Replicas { local, groups } = replicas;
+        let Replicas { local, groups, crossing } = replicas;
         nvlink += Bytes(bytes(parameters) / local * (local - 1) * times);
-        network += Bytes(bytes(parameters.div_ceil(local)) / groups * (groups - 1) * times);
+        let to_nodes = Bytes(bytes(parameters.div_ceil(local)) / groups * (groups - 1) * times);
+        network += to_nodes;
+        uplink += part(to_nodes, crossing);
     }
-    Work::Exchange { nvlink, network }
+    Work::Exchange { nvlink, network, uplink }
 }
 
 /// One pass of AdamW over the parameters that this GPU owns: reads gradient, master and moments; writes master, moments and

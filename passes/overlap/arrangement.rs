@@ -29,7 +29,7 @@ impl Arrangement {
         let without_work = |op: &Op| Op {
             work: match op.work {
                 Work::Compute(_) => Work::Compute(Vec::new()),
-                Work::Exchange { .. } => Work::Exchange { nvlink: Bytes::ZERO, network: Bytes::ZERO },
+                Work::Exchange { .. } => Work::over_nvlink(Bytes::ZERO),
                 Work::Copy { .. } => Work::Copy { nvlink: Bytes::ZERO },
             },
             needs: op.needs.clone(),

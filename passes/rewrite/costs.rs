@@ -49,7 +49,7 @@ impl<'a> Costs<'a> {
             return Some(Load { compute: input.compute + weight.compute, ..input });
         }
         Some(match self.work(leaf)? {
-            Work::Exchange { nvlink, network } => Load { nvlink, network, ..Load::default() },
+            Work::Exchange { nvlink, network, .. } => Load { nvlink, network, ..Load::default() },
             Work::Copy { nvlink } => Load { nvlink, ..Load::default() },
             work @ Work::Compute(_) => Load { compute: self.time(&work), ..Load::default() },
         })

@@ -14,6 +14,7 @@ use crate::ir::{Action, Layout, Memory, PairCost, Problem, Stage, StageCost, Tim
 use crate::job::Job;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
+use crate::parallel;
 use crate::passes::auto::held;
 use crate::passes::lower::{self, Lowered, alike};
 use crate::passes::{emit, hops, pipeline, split};
@@ -56,7 +57,7 @@ impl<'a> Known<'a> {
         let mut settings: Vec<(Setting, u32)> = all.iter().map(|of| (Setting::of(of), of.sms)).collect();
         settings.sort_unstable();
         settings.dedup();
-        let terms = super::parallel::map(threads, &settings, |(setting, sms)| {
+        let terms = parallel::map(threads, &settings, |(setting, sms)| {
             let job = setting.apply(job);
             let kinds = Kind::all(&job);
             let terms = Terms::new(&job, machine, &kinds, *sms);
@@ -65,7 +66,7 @@ impl<'a> Known<'a> {
         let mut shapes: Vec<Shape> = all.iter().map(shape).collect();
         shapes.sort_unstable();
         shapes.dedup();
-        let timetables = super::parallel::map(threads, &shapes, |&(kind, ranks, turns, micro_batches)| {
+        let timetables = parallel::map(threads, &shapes, |&(kind, ranks, turns, micro_batches)| {
             let placement = kind.placement()?;
             pipeline::generate(kind, &Layout::new(placement, ranks, turns.unwrap_or(1), micro_batches)).ok()
         });

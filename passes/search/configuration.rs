@@ -127,6 +127,7 @@ impl Configuration {
         training.recompute = self.recompute;
         training.communication_sms = CommunicationSms::Fixed(self.sms);
         (job.model.precision.dispatch, job.model.precision.combine) = (self.dispatch, self.combine);
+        job.limit_imbalance();
         job
     }
 

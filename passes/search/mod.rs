@@ -20,7 +20,6 @@ pub mod configuration;
 pub mod exact;
 mod found;
 mod neighbours;
-pub mod parallel;
 mod sieve;
 pub mod space;
 pub mod what_if;
@@ -32,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
+use crate::parallel;
 use crate::passes::{self, Compiled};
 use crate::units::{Bytes, Nanos};
 use closer::{Known, Look};
@@ -54,11 +54,13 @@ pub struct Limits {
     pub moved: usize,
     /// How many are compiled with rewritten layers.
     pub full: usize,
+    /// How many of the front, in all, are also compiled with the schedule that the compiler finds.
+    pub auto: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { looks: 1024, plain: 24, moves: 8, moved: 8, full: 3 }
+        Self { looks: 1024, plain: 24, moves: 8, moved: 8, full: 3, auto: 0 }
     }
 }
 
@@ -136,6 +138,7 @@ pub fn search(asked: Asked, progress: Progress) -> Result<Found> {
     search.compile_plain(&sieved.candidates);
     search.climb()?;
     search.compile_full();
+    search.compile_auto(&given);
     search.found(given, &sieved, explain)
 }
 
@@ -309,7 +312,19 @@ impl Search<'_> {
             fits.sort_by_key(|(outcome, of)| (outcome.step, outcome.need, *of));
             chosen.extend(fits.into_iter().map(|(_, of)| of).take(self.limits.full));
         }
-        let chosen: Vec<Configuration> = chosen.into_iter().collect();
+        self.compile_rewritten(&chosen.into_iter().collect::<Vec<_>>());
+    }
+
+    /// The first of the front once more, with the schedule that the compiler finds.
+    fn compile_auto(&mut self, given: &Row) {
+        let found = |of: &Configuration| Configuration { schedule: ScheduleKind::Auto, stages_per_rank: None, ..*of };
+        let front = self.front(given);
+        let first = front.iter().take(self.limits.auto).map(|row| found(&row.configuration));
+        let new: BTreeSet<Configuration> = first.filter(|of| *of != given.configuration).collect();
+        self.compile_rewritten(&new.into_iter().collect::<Vec<_>>());
+    }
+
+    fn compile_rewritten(&mut self, chosen: &[Configuration]) {
         let mut done = 0;
         for some in chosen.chunks(COMPILED_AT_ONCE) {
             let rows = parallel::map(self.threads, some, |of| {
@@ -322,7 +337,8 @@ impl Search<'_> {
         }
     }
 
-    fn found(self, given: Row, sieved: &Sieved, explain: bool) -> Result<Found> {
+    /// Of all that was compiled with rewritten layers, and fits, what nothing is better than in both time and memory.
+    fn front(&self, given: &Row) -> Vec<Row> {
         let limit = self.machine.memory;
         let mut rows: Vec<Row> = self.full.values().flatten().cloned().collect();
         if given.configuration.gpus() == self.space.gpus
@@ -338,6 +354,12 @@ impl Search<'_> {
                 front.push(row);
             }
         }
+        front
+    }
+
+    fn found(self, given: Row, sieved: &Sieved, explain: bool) -> Result<Found> {
+        let limit = self.machine.memory;
+        let front = self.front(&given);
         let Some(best) = front.first() else { return Err(self.nothing_fits(sieved)) };
         let neighbours = if explain { self.reasons(best) } else { Vec::new() };
         let bound = sieved.bound.min(best.outcome.step);

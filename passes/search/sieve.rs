@@ -2,11 +2,11 @@
 
 use super::bound::{Shape, Table};
 use super::configuration::Configuration;
-use super::parallel;
 use super::space::{Setting, Space, Split};
 use crate::job::Job;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
+use crate::parallel;
 use crate::units::{Bytes, Nanos};
 
 /// Settings between two merges of what was found.

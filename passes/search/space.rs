@@ -80,6 +80,7 @@ impl Setting {
         (training.tp, training.ep, training.micro_batch_size) = (self.tp, self.ep, self.micro_batch_size);
         training.recompute = self.recompute;
         (job.model.precision.dispatch, job.model.precision.combine) = (self.dispatch, self.combine);
+        job.limit_imbalance();
         job
     }
 }
@@ -241,6 +242,7 @@ fn tensor_parallel(job: &Job) -> Vec<u32> {
         (training.tp, training.pp, training.dp, training.ep) = (*tp, 1, 1, 1);
         (training.schedule, training.stages_per_rank, training.placement) = (ScheduleKind::GPipe, None, None);
         training.micro_batches = 1;
+        job.limit_imbalance();
         job.check().is_ok()
     };
     candidates.into_iter().filter(fits).collect()

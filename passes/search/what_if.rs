@@ -2,15 +2,15 @@
 
 use super::configuration::Configuration;
 use super::exact::Outcome;
-use super::parallel;
 use crate::error::Result;
 use crate::ir::Recompute;
 use crate::job::Job;
-use crate::job::cluster::Link;
+use crate::job::cluster::{Link, Pods};
 use crate::job::model::Attention;
 use crate::job::sms::CommunicationSms;
 use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
+use crate::parallel;
 use crate::passes::search::closer::Known;
 use crate::passes::{self, Wanted, compile_as, lower, pipeline};
 use crate::units::Nanos;
@@ -61,6 +61,8 @@ pub fn what_if(job: &Job, threads: usize, progress: &(dyn Fn(u64, u64) + Sync)) 
     all.extend(recomputes(job));
     all.extend(more_or_fewer_sms(job, sms));
     all.push(double_network(job));
+    all.extend(without_oversubscription(job));
+    all.extend(even_loads(job));
     all.extend(boundaries(job, sms, threads)?);
     let mut changes = Vec::with_capacity(all.len());
     let at_once = 4;
@@ -137,6 +139,18 @@ fn double_network(job: &Job) -> Changed {
         copy_gb_s.iter_mut().for_each(|rate| *rate *= 2.0);
         measured.iter_mut().for_each(|(_, rate)| *rate *= 2.0);
     })
+}
+
+/// As much network between pods as within.
+fn without_oversubscription(job: &Job) -> Option<Changed> {
+    let pods = job.cluster.pods.filter(|pods| pods.nodes < job.cluster.nodes && pods.oversubscription > 1.0)?;
+    let even = Pods { oversubscription: 1.0, ..pods };
+    Some(with(job, "pods without oversubscription".to_owned(), |job| job.cluster.pods = Some(even)))
+}
+
+fn even_loads(job: &Job) -> Option<Changed> {
+    let is_even = job.training.imbalance <= 1.0;
+    (!is_even).then(|| with(job, "experts evenly loaded".to_owned(), |job| job.training.imbalance = 1.0))
 }
 
 /// A unit moved over the boundary behind a stage, from the later stage or to it; and where stages end then.

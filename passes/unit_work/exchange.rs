@@ -4,11 +4,14 @@
 //! input gradients back and adds up those of a token, as combine does with outputs.
 
 use super::Sizes;
+use super::imbalance::Overload;
 use super::kernels::memory;
+use super::mlp::routed_rows;
 use super::routing::{self, Copies};
 use crate::ir::{Component, Phase, Work};
 use crate::job::Job;
 use crate::job::model::{Dtype, Moe};
+use crate::machine::network::groups_crossing;
 use crate::units::Bytes;
 
 /// How an exchange is done. The default is how [`super::unit_work`] has it.
@@ -62,10 +65,10 @@ pub(super) fn exchange(
     form: ExchangeForm,
 ) -> Option<Work> {
     let dtype = payload(job, direction(component, phase)?, form.payload)?;
-    let copies = sent_copies(job, moe, form.route)?;
+    let (copies, uplink) = (sent_copies(job, moe, form.route)?, uplink_copies(job, moe, form.route));
     let (nvlink, network) = (sent(sizes, copies.nvlink, dtype), sent(sizes, copies.network, dtype));
     match form.carrier {
-        Carrier::Sms => Some(Work::Exchange { nvlink, network }),
+        Carrier::Sms => Some(Work::Exchange { nvlink, network, uplink: sent(sizes, uplink, dtype) }),
         Carrier::CopyEngine => (copies.network == 0.0).then_some(Work::Copy { nvlink }),
     }
 }
@@ -87,7 +90,7 @@ pub(super) fn buffer(
         Carrier::CopyEngine => copies.nvlink,
     };
     let staged = (sizes.local_tokens as f64 * staged).ceil() as u64;
-    let rows = sizes.local_tokens.saturating_mul(u64::from(moe.top_k));
+    let rows = routed_rows(job, moe, sizes);
     Some(Bytes(dtype.bytes(sizes.hidden).saturating_mul(staged.saturating_add(rows))))
 }
 
@@ -98,10 +101,10 @@ pub(super) fn buffer(
 pub(super) fn quantise(job: &Job, moe: &Moe, sizes: &Sizes, (component, phase): (Component, Phase)) -> Option<Work> {
     let direction = direction(component, phase)?;
     let dtype = payload(job, direction, Payload::Fp8)?;
-    let flat = sent_copies(job, moe, Route::Flat)?;
+    let for_others = made_for_others(job, moe)?;
     let copies = match direction {
         Direction::ToExperts => 1.0,
-        Direction::FromExperts => flat.nvlink + flat.network,
+        Direction::FromExperts => for_others,
     };
     let bytes = sent(sizes, copies, Dtype::Bf16) + sent(sizes, copies, dtype);
     Some(Work::Compute(vec![memory(bytes.0)]))
@@ -123,13 +126,16 @@ pub(super) fn pack(
     let Work::Copy { nvlink } = exchange(job, moe, sizes, (component, phase), engine)? else {
         return None;
     };
-    let mut kernels = vec![memory(nvlink.0.saturating_mul(2))];
-    if direction == Direction::FromExperts {
-        // As much arrives as is sent; the sum of each token is read and written.
-        let sums = sent(sizes, 2.0, Dtype::Bf16);
-        kernels.push(memory(nvlink.0.saturating_add(sums.0)));
-    }
-    Some(Work::Compute(kernels))
+    // Every GPU has as many tokens; more or fewer are with its experts.
+    let of_tokens = sent(sizes, mean_copies(job, moe, form.route)?.nvlink, payload(job, direction, form.payload)?);
+    Some(Work::Compute(match direction {
+        Direction::ToExperts => vec![memory(of_tokens.0.saturating_mul(2))],
+        Direction::FromExperts => {
+            // The sum of each token is read and written.
+            let sums = sent(sizes, 2.0, Dtype::Bf16);
+            vec![memory(nvlink.0.saturating_mul(2)), memory(of_tokens.0.saturating_add(sums.0))]
+        }
+    }))
 }
 
 /// Which way an exchange goes.
@@ -150,6 +156,16 @@ fn direction(component: Component, phase: Phase) -> Option<Direction> {
     }
 }
 
+/// Rows per token of this GPU that its experts make for other GPUs' tokens: once per token. `None` if all experts are on this one.
+fn made_for_others(job: &Job, moe: &Moe) -> Option<f64> {
+    let (ep, per_node) = (job.training.ep, job.cluster.gpus_per_node);
+    (ep > 1).then(|| {
+        let flat = routing::flat_copies(moe, ep, per_node);
+        let overload = Overload::new(job, moe, Route::Flat, None);
+        flat.nvlink * overload.nvlink + flat.network * overload.network
+    })
+}
+
 /// Format of the payload. `None` if FP8 is wanted and the job sends it anyway, or the GPU does not have it.
 fn payload(job: &Job, direction: Direction, payload: Payload) -> Option<Dtype> {
     let given = match direction {
@@ -162,13 +178,34 @@ fn payload(job: &Job, direction: Direction, payload: Payload) -> Option<Dtype> {
     }
 }
 
-/// Copies per token that leave a GPU. `None` if all experts are on this one.
+/// Copies per token that leave a GPU, or arrive at it, whichever is more. `None` if all experts are on this one.
 fn sent_copies(job: &Job, moe: &Moe, route: Route) -> Option<Copies> {
+    let mean = mean_copies(job, moe, route)?;
+    let overload = Overload::new(job, moe, route, None);
+    Some(Copies { nvlink: mean.nvlink * overload.nvlink, network: mean.network * overload.network })
+}
+
+/// The same where loads are even. On rails a flat route leads over NVLink to the GPU with the receiver's place in its node first, unless
+/// that is the sender's own.
+fn mean_copies(job: &Job, moe: &Moe, route: Route) -> Option<Copies> {
     let (ep, per_node) = (job.training.ep, job.cluster.gpus_per_node);
     (ep > 1).then(|| match route {
-        Route::Flat => routing::flat_copies(moe, ep, per_node),
+        Route::Flat => {
+            let copies = routing::flat_copies(moe, ep, per_node);
+            let local = f64::from(per_node.min(ep));
+            let to_rails = if job.cluster.rails { copies.network * (local - 1.0) / local } else { 0.0 };
+            Copies { nvlink: copies.nvlink + to_rails, ..copies }
+        }
         Route::TwoHop => routing::copies(moe, ep, per_node),
     })
+}
+
+/// Of the copies that leave a GPU, those that leave its pod: the mean over the GPUs of the pod that sends or receives most.
+fn uplink_copies(job: &Job, moe: &Moe, route: Route) -> f64 {
+    let (Some(pod), Some(mean)) = (job.cluster.gpus_per_pod(), mean_copies(job, moe, route)) else { return 0.0 };
+    let (ep, per_node) = (u64::from(job.training.ep), u64::from(job.cluster.gpus_per_node));
+    let crossing = groups_crossing(pod, ep, per_node, job.cluster.gpus());
+    mean.network * crossing * Overload::new(job, moe, route, Some(pod)).uplink
 }
 
 /// Bytes of so many copies of every token of this GPU.

@@ -156,7 +156,7 @@ pub fn compute_all(component: Component, entries: Vec<Entry>) -> UnitOp {
 /// A collective over the tensor-parallel GPUs of a node that moves `values` bf16 numbers in all; nothing for one GPU.
 pub fn tensor_collective(component: Component, values: u64, tp: u64) -> Option<UnitOp> {
     let bytes = Dtype::Bf16.bytes(values) / tp.max(1) * (tp - 1);
-    (tp > 1).then_some(UnitOp { component, work: Work::Exchange { nvlink: Bytes(bytes), network: Bytes::ZERO } })
+    (tp > 1).then_some(UnitOp { component, work: Work::over_nvlink(Bytes(bytes)) })
 }
 
 fn sum(parts: &[u64]) -> u64 {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::attention::{kept_input, local_values, norm, setting};
 use super::exchange::{self, ExchangeForm};
 use super::kernels::{self, Kernels, Setting, compute, compute_all, main, memory, product, tensor_collective};
-use super::{Layer, Part, Rest, Sizes, UnitOp, UnitParameters};
+use super::{Layer, Part, Rest, Sizes, UnitOp, UnitParameters, imbalance};
 use crate::ir::{Component, Held, Kernel, Phase, Recompute};
 use crate::job::Job;
 use crate::job::arithmetic::SwigluShape;
@@ -63,7 +63,7 @@ pub(super) fn again(job: &Job, layer: &Layer) -> Vec<UnitOp> {
         let mlp = compute(Component::Mlp, [vec![norm(&sizes)], inner].concat());
         return gather.into_iter().chain([mlp]).collect();
     };
-    let mut kernels = vec![permute(moe, &sizes)];
+    let mut kernels = vec![permute(job, moe, &sizes)];
     kernels.extend(inner_kernels(&job.model.expert_shape(moe), grouped(job, moe, &sizes)));
     if moe.shared_width > 0 {
         kernels.extend(inner_kernels(&job.model.shared_shape(moe), alone(job, &sizes)));
@@ -84,7 +84,7 @@ pub(super) fn experts(job: &Job, moe: &Moe, recompute: Recompute) -> Part {
     let sizes = Sizes::new(job);
     let products = job.model.precision.products;
     let routed = job.model.expert_shape(moe);
-    let rows = routed_rows(moe, &sizes);
+    let rows = routed_rows(job, moe, &sizes);
     let shared = shared_sizes(job, moe, &sizes);
 
     let inner = rows.saturating_mul(routed.width()).saturating_add(shared.inner);
@@ -139,7 +139,7 @@ fn shared_sizes(job: &Job, moe: &Moe, sizes: &Sizes) -> SharedSizes {
 
 fn expert_kernels(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> Kernels {
     let Kernels { f, i, w } = swiglu_kernels(&job.model.expert_shape(moe), grouped(job, moe, sizes), recompute.swiglu);
-    let permute = || main([permute(moe, sizes)]);
+    let permute = || main([permute(job, moe, sizes)]);
     let routed = Kernels { f: [permute(), f, permute()].concat(), i: [permute(), i, permute()].concat(), w };
     if moe.shared_width == 0 {
         return routed;
@@ -149,7 +149,7 @@ fn expert_kernels(job: &Job, moe: &Moe, sizes: &Sizes, recompute: Recompute) -> 
 
 /// How the routed experts' products run.
 fn grouped(job: &Job, moe: &Moe, sizes: &Sizes) -> Setting {
-    Setting { tp: 1, copies: local_experts(job, moe), ..setting(job, routed_rows(moe, sizes)) }
+    Setting { tp: 1, copies: local_experts(job, moe), ..setting(job, routed_rows(job, moe, sizes)) }
 }
 
 /// How the shared expert's products run. Not cut by tensor parallelism: each GPU runs it on its own tokens, beside the routed experts.
@@ -158,8 +158,8 @@ fn alone(job: &Job, sizes: &Sizes) -> Setting {
 }
 
 /// Copies of a token are laid out by expert and gathered back: one pass each.
-fn permute(moe: &Moe, sizes: &Sizes) -> Kernel {
-    memory(2 * Dtype::Bf16.bytes(routed_rows(moe, sizes).saturating_mul(sizes.hidden)))
+fn permute(job: &Job, moe: &Moe, sizes: &Sizes) -> Kernel {
+    memory(2 * Dtype::Bf16.bytes(routed_rows(job, moe, sizes).saturating_mul(sizes.hidden)))
 }
 
 /// Routed experts on one GPU.
@@ -169,8 +169,8 @@ fn local_experts(job: &Job, moe: &Moe) -> u64 {
 
 /// Rows that the routed experts of one GPU work on: every GPU sends its tokens to `top_k` experts and gets as many copies,
 /// on average.
-fn routed_rows(moe: &Moe, sizes: &Sizes) -> u64 {
-    sizes.local_tokens.saturating_mul(u64::from(moe.top_k))
+pub(super) fn routed_rows(job: &Job, moe: &Moe, sizes: &Sizes) -> u64 {
+    imbalance::rows(job, sizes.local_tokens.saturating_mul(u64::from(moe.top_k)))
 }
 
 /// Gate and up projection, activation, down projection.

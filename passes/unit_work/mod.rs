@@ -3,11 +3,13 @@
 //! ops of a layer.
 //!
 //! Conventions: `t` tokens of a micro-batch; with tensor parallelism each GPU keeps t/tp of them between the layers
-//! (sequence parallelism), and experts are never cut by it. Loads of experts are balanced: every GPU gets the mean.
+//! (sequence parallelism), and experts are never cut by it. Loads of experts are the fullest GPU's (`imbalance`); where they are even, every
+//! GPU gets the mean.
 
 mod attention;
 mod ends;
 mod exchange;
+mod imbalance;
 mod kernels;
 mod mlp;
 pub mod pieces;

@@ -79,6 +79,13 @@ pub fn run(args: &Args) -> Result<Verdict> {
         output::note(format!("note: {note}"));
     }
     let mut job = loaded.job.clone();
+    if job.training.imbalance > 1.0 {
+        return Err(loaded.locate(
+            Error::new("what is measured has the loads that its tokens make, not the job's `imbalance`")
+                .help("measure with `--imbalance 1`; a profile goes with any imbalance")
+                .field("training.imbalance"),
+        ));
+    }
     if let Some(file) = &args.components {
         output::keep_apart(file, &args.output)?;
         let profile = of_components(&job, file)?;

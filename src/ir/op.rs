@@ -111,6 +111,9 @@ pub enum Work {
         nvlink: Bytes,
         /// Sent to other nodes.
         network: Bytes,
+        /// Of that, sent to other pods: the mean over the GPUs of the pod that sends or receives most, since a pod's GPUs share its uplinks.
+        #[serde(default, skip_serializing_if = "Bytes::is_zero")]
+        uplink: Bytes,
     },
     /// An exchange within the node, of contiguous pieces, by a copy engine: no SM takes part.
     Copy {
@@ -120,6 +123,11 @@ pub enum Work {
 }
 
 impl Work {
+    /// An exchange within a node.
+    pub fn over_nvlink(nvlink: Bytes) -> Self {
+        Self::Exchange { nvlink, network: Bytes::ZERO, uplink: Bytes::ZERO }
+    }
+
     /// FLOPs of all kernels.
     pub fn flops(&self) -> Flops {
         match self {

@@ -21,12 +21,37 @@ pub struct Cluster {
     pub nvlink: Link,
     /// Link of a GPU to GPUs of other nodes.
     pub network: Link,
+    /// The network is one of rails: GPU i of every node hangs on switch i, and reaches others than the i-th of another node only by way
+    /// of the i-th, over NVLink.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rails: bool,
+    /// Groups of nodes that have less network between them than within; `None`: all nodes are one pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Pods>,
+}
+
+/// The level of a network above its nodes: node n is in pod n / `nodes`, and the last pod may be smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Pods {
+    /// Nodes of a pod.
+    pub nodes: u32,
+    /// What a pod's GPUs can send together, over what they can send together to other pods: of its link a GPU's share of the uplinks is one
+    /// in so many.
+    pub oversubscription: f64,
 }
 
 impl Cluster {
     /// GPUs of the whole cluster.
     pub fn gpus(&self) -> u64 {
         u64::from(self.gpus_per_node) * u64::from(self.nodes)
+    }
+
+    /// GPUs of a pod; `None` where all nodes are in one.
+    pub fn gpus_per_pod(&self) -> Option<u64> {
+        let pods = self.pods.filter(|pods| pods.nodes < self.nodes)?;
+        Some(u64::from(self.gpus_per_node) * u64::from(pods.nodes))
     }
 }
 

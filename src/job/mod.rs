@@ -34,6 +34,14 @@ pub struct Job {
     pub training: Training,
 }
 
+impl Job {
+    /// With another number of expert-parallel GPUs: the imbalance stays, as far as one of so many GPUs can get so much.
+    pub fn limit_imbalance(&mut self) {
+        let most = self.model.moe.as_ref().map_or(1.0, |moe| moe.most_imbalance(self.training.ep));
+        self.training.imbalance = self.training.imbalance.min(most);
+    }
+}
+
 /// The text of a file, for jobs and plans alike.
 ///
 /// # Errors

@@ -151,6 +151,15 @@ pub struct Moe {
     pub layers: Layers,
 }
 
+impl Moe {
+    /// The most tokens that one of `ep` GPUs can get over the mean, (token, expert) pairs counted: all tokens go to its experts, each to as many
+    /// as there are. That is `ep`, or less where a token has more experts than a GPU.
+    pub fn most_imbalance(&self, ep: u32) -> f64 {
+        let (ep, top_k) = (f64::from(ep.max(1)), f64::from(self.top_k.max(1)));
+        ep.min(f64::from(self.experts) / top_k).max(1.0)
+    }
+}
+
 /// A set of layers, counted from 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -56,6 +56,9 @@ pub struct Overrides {
     /// Whether exchanges may send FP8 where the model's precision asks for more.
     #[arg(long, value_name = "true|false", hide_possible_values = true)]
     pub fp8_exchanges: Option<bool>,
+    /// Tokens of the fullest GPU of an expert-parallel group over the mean: from 1, even loads, to ep.
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    pub imbalance: Option<f64>,
     /// Memory of a GPU that the plan may use, in GB (10^9 bytes).
     #[arg(long, value_name = "GB", allow_negative_numbers = true)]
     pub memory_limit_gb: Option<f64>,
@@ -88,6 +91,7 @@ impl Overrides {
         set(&mut training.communication_sms, self.communication_sms);
         set(&mut training.sharded_optimizer, self.sharded_optimizer);
         set(&mut training.fp8_exchanges, self.fp8_exchanges);
+        set(&mut training.imbalance, self.imbalance);
         if let Some(rules) = &self.without_rewrites {
             training.without_rewrites.clone_from(rules);
         }
@@ -117,6 +121,7 @@ impl Overrides {
             "communication_sms" => self.communication_sms.map(|sms| sms.to_string()),
             "without_rewrites" => self.without_rewrites.as_ref().map(|rules| rules.join(",")),
             "fp8_exchanges" => self.fp8_exchanges.map(|yes| yes.to_string()),
+            "imbalance" => self.imbalance.map(|factor| factor.to_string()),
             "memory_limit_gb" => self.memory_limit_gb.map(|gb| gb.to_string()),
             "sharded_optimizer" => self.sharded_optimizer.map(|yes| yes.to_string()),
             _ => None,
@@ -185,6 +190,7 @@ mod tests {
             ("--communication-sms 12", "communication_sms"),
             ("--without-rewrites two-hop,recompute", "without_rewrites"),
             ("--fp8-exchanges true", "fp8_exchanges"),
+            ("--imbalance 1.5", "imbalance"),
             ("--memory-limit-gb 60.5", "memory_limit_gb"),
             ("--sharded-optimizer false", "sharded_optimizer"),
         ];
@@ -214,10 +220,11 @@ mod tests {
             communication_sms: _,
             without_rewrites: _,
             fp8_exchanges: _,
+            imbalance: _,
             memory_limit_gb: _,
             sharded_optimizer: _,
         } = training();
-        assert_eq!(flags.len(), 17);
+        assert_eq!(flags.len(), 18);
     }
 
     #[test]

@@ -55,6 +55,11 @@ pub struct Training {
     /// Exchanges may send FP8 where `precision` asks for more. That changes what is computed, if only by rounding.
     #[serde(default)]
     pub fp8_exchanges: bool,
+    /// Tokens of the fullest GPU of an expert-parallel group over the mean of its GPUs, in every layer: 1, experts are evenly loaded. Of
+    /// a batch it is the largest number of (token, expert) pairs on a GPU over the mean number. Times and memory of a plan are those of that
+    /// GPU, for which the others wait; what is computed does not depend on it.
+    #[serde(default = "balanced", skip_serializing_if = "is_balanced")]
+    pub imbalance: f64,
     /// Memory of a GPU that the plan may use, in GB; default: all of it.
     #[serde(default)]
     pub memory_limit_gb: Option<f64>,
@@ -203,4 +208,14 @@ fn one() -> u32 {
 
 fn yes() -> bool {
     true
+}
+
+/// The imbalance where experts are evenly loaded.
+pub(crate) fn balanced() -> f64 {
+    1.0
+}
+
+/// Whether experts are evenly loaded. As serde asks it.
+pub(crate) fn is_balanced(imbalance: &f64) -> bool {
+    *imbalance == balanced()
 }

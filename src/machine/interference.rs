@@ -104,13 +104,13 @@ impl Machine {
         let left = |loss: f64| (1.0 - loss).max(0.0);
         match work {
             Work::Compute(_) => self.modelled(work, sms),
-            Work::Exchange { nvlink, network } => {
+            Work::Exchange { nvlink, network, uplink } => {
                 let driving = f64::from(sms) * left(loss.sms + (loss.sms_hbm - loss.sms) * use_of_hbm);
                 let most = self.nvlink.rate(u32::MAX) * left(loss.link);
                 let over_nvlink = self.nvlink.exchange_at(*nvlink, self.nvlink.rate_driven(driving).min(most));
                 // A network card is far from full use of HBM, so only the SMs that feed it count.
                 let over_network = self.network.exchange_at(*network, self.network.rate_driven(driving));
-                over_nvlink.max(over_network)
+                over_nvlink.max(over_network).max(self.over_uplinks(*uplink))
             }
             Work::Copy { nvlink } => {
                 self.nvlink.duration_at(*nvlink, self.nvlink.copy_byte_s * left(loss.copy_hbm * use_of_hbm))
@@ -130,7 +130,7 @@ impl Machine {
     fn hbm_use_of_exchange(&self, work: &Work, sms: u32, beside: f64) -> f64 {
         let sent = match work {
             Work::Compute(_) => Bytes::ZERO,
-            Work::Exchange { nvlink, network } => *nvlink + *network,
+            Work::Exchange { nvlink, network, .. } => *nvlink + *network,
             Work::Copy { nvlink } => *nvlink,
         };
         self.hbm_use(sent * 2, self.exchange_beside(work, sms, beside))

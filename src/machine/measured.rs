@@ -120,7 +120,7 @@ fn alike(one: &Work, other: &Work) -> bool {
 fn size(work: &Work) -> f64 {
     let bytes = match work {
         Work::Compute(kernels) => kernels.iter().map(|kernel| kernel.bytes.as_f64()).sum(),
-        Work::Exchange { nvlink, network } => nvlink.as_f64() + network.as_f64(),
+        Work::Exchange { nvlink, network, .. } => nvlink.as_f64() + network.as_f64(),
         Work::Copy { nvlink } => nvlink.as_f64(),
     };
     let flops = work.flops().as_f64();

@@ -1,7 +1,7 @@
 //! The machine model: how long an op takes with the SMs that it gets.
 //!
 //! A kernel takes `max(FLOPs / (rate(dtype, shape) · SMs / all), bytes / bandwidth) + launch`; an exchange takes
-//! `latency + bytes / (efficiency · min(link, SMs · per-SM rate))`, the slower of its two hops. Every constant is a data sheet's or a
+//! `latency + bytes / (efficiency · min(link, SMs · per-SM rate))`, the slower of its two hops; `network` has the levels above nodes. Every constant is a data sheet's or a
 //! measured value, with its source. `interference` says how much longer an op takes while another runs beside it, `measured` what a
 //! profile puts in place of the model's times.
 //!
@@ -13,12 +13,14 @@ pub mod demand;
 mod interference;
 mod link;
 mod measured;
+pub mod network;
 
 use curve::at;
 pub use interference::Interference;
 pub use link::{EXCHANGE_EFFICIENCY, LinkModel, NETWORK_COPY, NETWORK_PER_SM_GB_S, NVLINK_COPY, NVLINK_PER_SM_GB_S};
 use measured::scaled;
 pub use measured::{Factors, Measured};
+pub use network::{Hop, PodModel};
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +98,12 @@ pub struct Machine {
     pub nvlink: LinkModel,
     /// To other nodes.
     pub network: LinkModel,
+    /// Whether the network is one of rails: see [`Cluster::rails`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rails: bool,
+    /// Where nodes are in pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<PodModel>,
     /// What ops that run at the same time lose to each other.
     pub interference: Interference,
     /// What ops took on hardware, if that was measured.
@@ -109,6 +117,7 @@ impl Machine {
         let gpu = &cluster.gpu;
         let measured = &gpu.measured;
         let or = |measured: Option<f64>, model: f64| measured.unwrap_or(model) * 1e12;
+        let network = LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S, NETWORK_COPY);
         let mut machine = Self {
             gpu: gpu.name.clone(),
             sms: gpu.sms,
@@ -130,7 +139,9 @@ impl Machine {
             launch: measured.launch_us.map_or(LAUNCH, |us| Nanos::from_secs(us / 1e6)),
             gpus_per_node: cluster.gpus_per_node,
             nvlink: LinkModel::new(&cluster.nvlink, NVLINK_PER_SM_GB_S, NVLINK_COPY),
-            network: LinkModel::new(&cluster.network, NETWORK_PER_SM_GB_S, NETWORK_COPY),
+            rails: cluster.rails,
+            pods: PodModel::new(cluster, &network),
+            network,
             interference: Interference::new(&measured.interference),
             measured: Measured::default(),
         };
@@ -161,10 +172,11 @@ impl Machine {
     pub fn modelled(&self, work: &Work, sms: u32) -> Nanos {
         match work {
             Work::Compute(kernels) => kernels.iter().map(|kernel| self.kernel(kernel, sms)).sum(),
-            Work::Exchange { nvlink, network } => {
-                self.nvlink.duration(*nvlink, sms).max(self.network.duration(*network, sms))
+            Work::Exchange { nvlink, network, uplink } => {
+                let links = self.nvlink.duration(*nvlink, sms).max(self.network.duration(*network, sms));
+                links.max(self.over_uplinks(*uplink))
             }
-            Work::Copy { nvlink } => self.transfer(*nvlink, true),
+            Work::Copy { nvlink } => self.transfer(*nvlink, Hop::Node),
         }
     }
 
@@ -207,29 +219,6 @@ impl Machine {
             true => f64::from(sms) / f64::from(self.sms),
             false => at(&self.sm_share, f64::from(sms)),
         }
-    }
-
-    /// How long a contiguous transfer between neighbouring pipeline ranks takes. It goes by copy engine or network card,
-    /// without SMs: over NVLink where both ranks share a node.
-    pub fn transfer(&self, bytes: Bytes, same_node: bool) -> Nanos {
-        let link = if same_node { &self.nvlink } else { &self.network };
-        link.duration_at(bytes, link.copy_byte_s)
-    }
-
-    /// Whether neighbours of two pipeline ranks reach each other over NVLink. Rank r with all its peers occupies the GPUs
-    /// from r · `gpus_per_rank` to (r+1) · `gpus_per_rank`, and talks peer by peer: GPU i of one rank to GPU i of the other.
-    /// The ranks share a node if each of these pairs does.
-    ///
-    /// Two different ranks never straddle a node boundary at the same i unless they are whole nodes apart, so all pairs
-    /// share a node exactly if everything from the first GPU of the lower rank to the last GPU of the higher one does.
-    pub fn ranks_share_node(&self, gpus_per_rank: u64, r: u32, q: u32) -> bool {
-        if r == q {
-            return true;
-        }
-        let (gpus, node) = (u128::from(gpus_per_rank.max(1)), u128::from(self.gpus_per_node.max(1)));
-        let first = u128::from(r.min(q)) * gpus;
-        let last = (u128::from(r.max(q)) + 1) * gpus - 1;
-        first / node == last / node
     }
 }
 

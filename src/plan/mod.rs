@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ir::{Action, ChunkId, Held, Layout, Program, Recompute, Unit, Work};
 use crate::job::model::Model;
+use crate::job::training::{balanced, is_balanced};
 use crate::machine::Machine;
 use crate::units::{Bytes, Nanos};
 
@@ -129,6 +130,10 @@ pub struct Origin {
     pub tokens_per_step: u64,
     /// FLOPs that the model needs to train on one token: forward and backward, recomputation not counted.
     pub model_flops_per_token: u64,
+    /// Tokens of the fullest GPU of an expert-parallel group over the mean, for which times and memory are predicted. What is computed does not depend
+    /// on it.
+    #[serde(default = "balanced", skip_serializing_if = "is_balanced")]
+    pub imbalance: f64,
 }
 
 /// A stage as it stands on each of its ranks. Bytes are those of one GPU.

@@ -87,11 +87,8 @@ pub(super) fn meetings(plan: &Plan, transfers: &[Transfer]) -> Result<Vec<Meetin
     let mut all: Vec<Meeting> = transfers
         .iter()
         .map(|transfer| {
-            let same_node = machine.ranks_share_node(gpus_per_rank, transfer.send.0, transfer.receive.0);
-            Meeting {
-                members: vec![transfer.send, transfer.receive],
-                duration: machine.transfer(transfer.bytes, same_node),
-            }
+            let hop = machine.hop(gpus_per_rank, transfer.send.0, transfer.receive.0);
+            Meeting { members: vec![transfer.send, transfer.receive], duration: machine.transfer(transfer.bytes, hop) }
         })
         .collect();
 

@@ -203,7 +203,7 @@ fn synchronisation(plan: &Plan, report: &mut Report) {
 fn idle(work: &Work) -> bool {
     match work {
         Work::Compute(kernels) => kernels.is_empty(),
-        Work::Exchange { nvlink, network } => nvlink.0 == 0 && network.0 == 0,
+        Work::Exchange { nvlink, network, .. } => nvlink.0 == 0 && network.0 == 0,
         Work::Copy { nvlink } => nvlink.0 == 0,
     }
 }

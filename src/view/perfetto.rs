@@ -176,8 +176,12 @@ fn op_text(op: &ProgramOp) -> OpText {
             let bytes: Bytes = kernels.iter().map(|kernel| kernel.bytes).sum();
             format!("\"flops\":{},\"hbm_bytes\":{}", op.work.flops().0, bytes.0)
         }
-        Work::Exchange { nvlink, network } => {
-            format!("\"nvlink_bytes\":{},\"network_bytes\":{}", nvlink.0, network.0)
+        Work::Exchange { nvlink, network, uplink } => {
+            let uplink = match *uplink {
+                Bytes::ZERO => String::new(),
+                bytes => format!(",\"uplink_bytes\":{}", bytes.0),
+            };
+            format!("\"nvlink_bytes\":{},\"network_bytes\":{}{uplink}", nvlink.0, network.0)
         }
         Work::Copy { nvlink } => format!("\"nvlink_bytes\":{}", nvlink.0),
     };

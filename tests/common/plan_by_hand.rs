@@ -240,7 +240,7 @@ fn rank(rings: &[(RingOf, u32)], items: &[(Task, &[Task], &[u64])], arena: u64) 
 }
 
 fn stage(units: &[Unit], (input, output): (u64, u64), [f, b, i, w]: [u32; 4], sharded: bool) -> PlanStage {
-    let exchange = |bytes| Work::Exchange { nvlink: Bytes(bytes), network: Bytes(0) };
+    let exchange = |bytes| Work::over_nvlink(Bytes(bytes));
     PlanStage {
         units: units.to_vec(),
         recompute: Recompute::NOTHING,
@@ -286,7 +286,7 @@ fn program(kind: ProgramKind, ops: &[Op]) -> Program {
         step: Step::Main,
         tokens: Tokens::ALL,
         work: match exchange {
-            true => Work::Exchange { nvlink: Bytes(100), network: Bytes(100) },
+            true => Work::Exchange { nvlink: Bytes(100), network: Bytes(100), uplink: Bytes::ZERO },
             false => Work::Compute(vec![kernel()]),
         },
         sms: if exchange { SMS.2 } else { SMS.1 },
@@ -417,6 +417,7 @@ fn plan(
             sequence: 16,
             tokens_per_step: 2 * 16 * u64::from(layout.micro_batches),
             model_flops_per_token: 1000,
+            imbalance: 1.0,
         },
         model: Model {
             layers,
@@ -448,6 +449,8 @@ fn plan(
             gpus_per_node: 8,
             nvlink: link.clone(),
             network: link,
+            rails: false,
+            pods: None,
             interference: Interference::NONE,
             measured: Measured::default(),
         },

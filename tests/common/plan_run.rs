@@ -387,7 +387,7 @@ fn synchronised(plan: &Plan, states: &[Vec<State>], rank: usize, item: usize) ->
 fn all_done(plan: &Plan) -> Result<(), String> {
     let layout = &plan.layout;
     let gathers = plan.stages.iter().any(|stage| match &stage.gather {
-        Work::Exchange { nvlink, network } => nvlink.0 + network.0 > 0,
+        Work::Exchange { nvlink, network, .. } => nvlink.0 + network.0 > 0,
         Work::Copy { nvlink } => nvlink.0 > 0,
         Work::Compute(kernels) => !kernels.is_empty(),
     });

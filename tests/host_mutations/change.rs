@@ -480,7 +480,8 @@ fn op_tokens(plan: &mut Plan, dice: &mut Dice) -> Option<String> {
 
 fn op_carrier(plan: &mut Plan, dice: &mut Dice) -> Option<String> {
     let (name, _, op) = some_op(plan, dice, |_| true)?;
-    let (exchange, copy) = (Work::Exchange { nvlink: Bytes(1), network: Bytes(1) }, Work::Copy { nvlink: Bytes(1) });
+    let (exchange, copy) =
+        (Work::Exchange { nvlink: Bytes(1), network: Bytes(1), uplink: Bytes::ZERO }, Work::Copy { nvlink: Bytes(1) });
     op.work = [Work::Compute(vec![]), exchange, copy].into_iter().nth(dice.below(3))?;
     if dice.below(2) == 0 {
         op.sms = if matches!(op.work, Work::Copy { .. }) { 0 } else { op.sms.max(1) };

@@ -77,7 +77,7 @@ fn work(op: &Op) -> String {
             let handed = if op.handed == Bytes::ZERO { String::new() } else { format!(", handed {}", op.handed) };
             format!("{:>2} kernels, {}, {bytes} of memory{handed}", kernels.len(), op.work.flops())
         }
-        Work::Exchange { nvlink, network } => format!("nvlink {nvlink}, network {network}"),
+        Work::Exchange { nvlink, network, .. } => format!("nvlink {nvlink}, network {network}"),
         Work::Copy { nvlink } => format!("nvlink {nvlink}, by copy engine"),
     }
 }

@@ -28,7 +28,7 @@ fn in_form((component, phase): (Component, Phase), step: Step, exchange: Exchang
 /// Bytes over NVLink, and over the network.
 pub fn sent(work: &Work) -> (u64, u64) {
     match work {
-        Work::Exchange { nvlink, network } => (nvlink.0, network.0),
+        Work::Exchange { nvlink, network, .. } => (nvlink.0, network.0),
         Work::Copy { nvlink } => (nvlink.0, 0),
         Work::Compute(_) => panic!("an exchange wanted"),
     }

@@ -38,6 +38,8 @@ pub fn machine() -> Machine {
         gpus_per_node: 8,
         nvlink: link(1e9),
         network: link(1e8),
+        rails: false,
+        pods: None,
         interference: Interference::NONE,
         measured: Measured::default(),
     }
@@ -48,7 +50,7 @@ pub fn compute(ns: u64) -> Work {
 }
 
 pub fn exchange(ns: u64) -> Work {
-    Work::Exchange { nvlink: Bytes(ns), network: Bytes::ZERO }
+    Work::over_nvlink(Bytes(ns))
 }
 
 pub fn op(component: Component, phase: Phase, work: Work, waits: &[u32]) -> ProgramOp {
@@ -113,6 +115,7 @@ pub fn plan(placement: Placement, micro_batches: u32, ranks: &[&[(Task, &[u32])]
             sequence: 10,
             tokens_per_step: 20 * u64::from(micro_batches),
             model_flops_per_token: 1000,
+            imbalance: 1.0,
         },
         model: Model { name: "none".into(), ..shapes::base(Attention::Mha(shapes::heads(1, None))) },
         machine: machine(),

@@ -69,7 +69,7 @@ fn stages_that_are_not_synchronised() {
     // Where gathering moves nothing it may be left out, but by all holders alike.
     let mut plan = bidirectional();
     for stage in &mut plan.stages {
-        stage.gather = dualweave::ir::Work::Exchange { nvlink: Bytes(0), network: Bytes(0) };
+        stage.gather = dualweave::ir::Work::over_nvlink(Bytes(0));
     }
     remove(&mut plan, 0, GatherParams(1));
     finds(&plan, &["rank 0, GatherParams(1): is never run on this rank, which holds stage 1 [completeness]"]);

@@ -14,7 +14,7 @@ use Phase::{F, I, W};
 fn op(component: Component, phase: Phase, unit: u32, step: Step, tokens: (u32, u32), waits: &[u32]) -> ProgramOp {
     let exchange = matches!(component, Dispatch | Combine) && matches!(step, Step::Main | Step::Again);
     let work = match exchange {
-        true => Work::Exchange { nvlink: Bytes(50), network: Bytes(50) },
+        true => Work::Exchange { nvlink: Bytes(50), network: Bytes(50), uplink: Bytes::ZERO },
         false => Work::Compute(vec![]),
     };
     let tokens = Tokens { part: tokens.0, parts: tokens.1 };

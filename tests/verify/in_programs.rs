@@ -23,7 +23,7 @@ fn drop_op(plan: &mut Plan, program: usize, gone: u32) {
 
 fn op(component: Component, phase: Phase, unit: u32, exchange: bool) -> ProgramOp {
     let work = match exchange {
-        true => Work::Exchange { nvlink: Bytes(1), network: Bytes(1) },
+        true => Work::Exchange { nvlink: Bytes(1), network: Bytes(1), uplink: Bytes::ZERO },
         false => Work::Compute(vec![]),
     };
     ProgramOp { component, phase, unit, step: Step::Main, tokens: Tokens::ALL, work, sms: 1, waits: vec![] }

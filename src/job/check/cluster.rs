@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use super::bounds::{count, measure};
 use crate::error::{Error, Result};
 use crate::job::Cluster;
-use crate::job::cluster::{Link, MeasuredGpu, MeasuredInterference};
+use crate::job::cluster::{Link, MeasuredGpu, MeasuredInterference, Pods};
 
 impl Cluster {
     /// Checks the rules that concern the cluster alone.
@@ -26,7 +26,13 @@ impl Cluster {
         measure("cluster.gpu.hbm_gb_s", gpu.hbm_gb_s, 0.001, 1e6, "GB/s")?;
         measured(&gpu.measured, gpu.sms)?;
         link("cluster.nvlink", &self.nvlink, gpu.sms)?;
-        link("cluster.network", &self.network, gpu.sms)
+        link("cluster.network", &self.network, gpu.sms)?;
+        if let Some(Pods { nodes, oversubscription }) = self.pods {
+            count("cluster.pods.nodes", nodes.into(), 1, 1 << 20)?;
+            let unit = "times as much within a pod as between pods";
+            measure("cluster.pods.oversubscription", oversubscription, 1.0, 1e3, unit)?;
+        }
+        Ok(())
     }
 }
 

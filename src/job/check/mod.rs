@@ -34,6 +34,12 @@ impl Job {
         if used < all {
             notes.push(format!("{used} of the cluster's {all} GPUs are used (pp × dp × tp)"));
         }
+        if let Some(pods) = self.cluster.pods.filter(|pods| pods.nodes >= self.cluster.nodes) {
+            notes.push(format!(
+                "`pods` has no effect: the cluster has {} nodes, and a pod {}",
+                self.cluster.nodes, pods.nodes
+            ));
+        }
         if training.recompute.mla_up && !matches!(self.model.attention, Attention::Mla(_)) {
             notes.push("`recompute.mla_up` has no effect: the model has no latent attention".into());
         }

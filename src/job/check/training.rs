@@ -30,6 +30,7 @@ pub(super) fn check(job: &Job) -> Result<()> {
     tensor_parallel(training, model, cluster)?;
     gpu_count(training, cluster)?;
     expert_parallel(training, model)?;
+    imbalance(training, model)?;
     resources(training, cluster)?;
     precision(model, cluster)?;
     arithmetic(training, model)
@@ -179,6 +180,23 @@ fn expert_parallel(training: &Training, model: &Model) -> Result<()> {
     Err(error.help(suggest("ep", nearest(ep, experts.min(peers), fits))).field(field))
 }
 
+/// No GPU can get more tokens than there are.
+fn imbalance(training: &Training, model: &Model) -> Result<()> {
+    let (factor, field) = (training.imbalance, "training.imbalance");
+    let most = model.moe.as_ref().map_or(1.0, |moe| moe.most_imbalance(training.ep));
+    if (1.0..=most).contains(&factor) {
+        return Ok(());
+    }
+    let error = Error::new(format!("`imbalance` is {factor}, out of range")).field(field);
+    Err(match (&model.moe, training.ep) {
+        (None, _) => error.help("remove `imbalance`: the model has no experts"),
+        (_, 1) => error.help("remove `imbalance`, or make `ep` more than 1: one GPU has all experts"),
+        (_, ep) => {
+            error.help(format!("give a number from 1, even loads, to {most}: one of {ep} GPUs gets all that it can"))
+        }
+    })
+}
+
 fn resources(training: &Training, cluster: &Cluster) -> Result<()> {
     let all = u64::from(cluster.gpu.sms);
     let fits = |n: u64| n >= 2 && n.is_multiple_of(2) && n < all;
@@ -254,7 +272,8 @@ fn arithmetic(training: &Training, model: &Model) -> Result<()> {
         }
     };
     let moe = model.moe.as_ref().map_or(0.0, |moe| {
-        let width = f64::from(moe.top_k) * f64::from(moe.width) + f64::from(moe.shared_width);
+        let routed = f64::from(moe.top_k) * f64::from(moe.width) * training.imbalance;
+        let width = routed + f64::from(moe.shared_width);
         hidden * (3.0 * width + f64::from(moe.experts))
     });
     let mlp = moe.max(3.0 * hidden * f64::from(model.dense_width.unwrap_or(0)));

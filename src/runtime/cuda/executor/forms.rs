@@ -271,8 +271,7 @@ mod tests {
 
     fn op(component: Component, phase: Phase, unit: u32, step: Step, part: [u32; 2]) -> ProgramOp {
         let exchange = matches!(component, Component::Dispatch | Component::Combine) && step == Step::Main;
-        let work =
-            if exchange { Work::Exchange { nvlink: NVLINK, network: Bytes::ZERO } } else { Work::Compute(Vec::new()) };
+        let work = if exchange { Work::over_nvlink(NVLINK) } else { Work::Compute(Vec::new()) };
         let tokens = Tokens { part: part[0], parts: part[1] };
         ProgramOp { component, phase, unit, step, tokens, work, sms: 1, waits: Vec::new() }
     }
