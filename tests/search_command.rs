@@ -130,6 +130,64 @@ fn prices_are_told_by_simulate() {
     assert!(told.get("mwh_per_trillion_tokens").is_none());
 }
 
+/// What is compiled with `auto` too is never slower, and can be written and compiled again.
+#[test]
+fn the_first_rows_are_compiled_with_auto() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
+    let (plan, job, again) = (path("plan.ron"), path("job.ron"), path("again.ron"));
+    let flags = [TINY, "--keep", "pp,ep,dp,tp,micro-batch-size,recompute,sms,payload"];
+    let without = json(&flags);
+    let with = json(&[&flags[..], &["--auto", "1", "-o", &plan, "--write-job", &job]].concat());
+    let first = |found: &Value| found["front"][0].clone();
+    let count = |found: &Value| found["compiled_in_full"].as_u64().expect("a number");
+    assert_eq!(count(&with), count(&without) + 1);
+    assert!(first(&with)["step_ns"].as_u64() < first(&without)["step_ns"].as_u64());
+    assert_eq!(
+        (first(&with)["configuration"]["schedule"].as_str(), &first(&with)["bound_ns"]),
+        (Some("auto"), &Value::Null)
+    );
+    done(&command(&["verify", &plan]));
+    done(&command(&["compile", &job, "-o", &again]));
+    assert_eq!(std::fs::read(plan).expect("a plan"), std::fs::read(again).expect("a plan"));
+}
+
+/// Rows are what they are without it, with two columns more; and changes have those that pods and uneven loads make worth a look.
+#[test]
+fn disturbed_uneven_and_between_pods() {
+    let kept = ["--keep", "pp,dp,tp,micro-batch-size,recompute,sms,payload", "--without-rewrites", "all"];
+    let of = |more: &[&str]| json(&[&[TINY], &kept[..], more].concat());
+    let (plain, disturbed) = (of(&[]), of(&["--jitter", "0.1", "--samples", "100"]));
+    let rows = |of: &Value| [&of["given"]].into_iter().chain(of["front"].as_array().expect("rows")).cloned().collect();
+    let (plain, disturbed): (Vec<Value>, Vec<Value>) = (rows(&plain), rows(&disturbed));
+    assert_eq!(plain.len(), disturbed.len());
+    for (plain, disturbed) in plain.iter().zip(&disturbed) {
+        assert_eq!(plain["step_ns"], disturbed["step_ns"]);
+        assert!(plain.get("disturbed").is_none());
+        assert!(disturbed["disturbed"]["mean_ns"].as_u64() > disturbed["step_ns"].as_u64());
+    }
+    let text = done(&search(&[&[TINY], &kept[..], &["--jitter", "0.1", "--samples", "100"]].concat()));
+    assert!(text.contains("┆ disturbed ┆") && text.contains("mean of 100 steps"), "{text}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let job = folder.path().join("job.ron");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TINY);
+    let overrides = dualweave::job::Overrides { imbalance: Some(1.5), ..Default::default() };
+    let mut tiny = dualweave::job::load(&path, &overrides).expect("the example").job;
+    (tiny.cluster.gpus_per_node, tiny.cluster.nodes, tiny.cluster.network.gb_s) = (1, 8, 1.0);
+    tiny.cluster.pods = Some(dualweave::job::cluster::Pods { nodes: 1, oversubscription: 8.0 });
+    std::fs::write(&job, tiny.to_ron()).expect("the folder can be written");
+    let flags = [job.to_str().expect("a path"), "--what-if", "--without-rewrites", "all"];
+    let told = done(&search(&flags));
+    let gain = |change: &str| {
+        let line = told.lines().find(|line| line.contains(change)).unwrap_or_else(|| panic!("{change}: {told}"));
+        line.split('┆').nth(2).expect("a cell").trim().trim_end_matches(" %").parse::<f64>().expect("a number")
+    };
+    for change in ["pods without oversubscription", "experts evenly loaded", "twice the network"] {
+        assert!(gain(change) > 0.5, "{change}: {told}");
+    }
+}
+
 #[test]
 fn what_cannot_be_searched_is_refused() {
     for (flags, expected) in [
@@ -148,6 +206,9 @@ fn what_cannot_be_searched_is_refused() {
         (&["--watts", "nan"], "above 0"),
         (&["--threads", "0"], "0"),
         (&["--what-if", "--explain"], "cannot be used with"),
+        (&["--what-if", "--jitter", "0.1"], "compared undisturbed"),
+        (&["--samples", "5"], "--jitter"),
+        (&["--imbalance", "3"], "from 1, even loads, to 2"),
         (&["--json", "-o", "-"], "only one of plan, job and JSON"),
         (&["-o", "same.ron", "--write-job", "same.ron"], "cannot both be written to one file"),
         (&["-o", TINY], "would be overwritten"),

@@ -1,12 +1,15 @@
 //! `dualweave simulate`: run a plan against the machine model and report on it.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use super::{Verdict, output};
 use crate::error::{Error, Result};
 use crate::interop::measured::Measured;
 use crate::plan::Plan;
+use crate::sim::jitter::{Disturbances, Disturbed, disturb, slow_rank};
 use crate::sim::memory::{RankMemory, memory};
 use crate::sim::{Prices, Simulation, simulate};
 use crate::view::figure;
@@ -38,6 +41,12 @@ pub struct Args {
     svg: Option<PathBuf>,
     #[command(flatten)]
     prices: Prices,
+    #[command(flatten)]
+    disturbances: Disturbances,
+    /// The computation of a pipeline rank, of all its GPUs, takes so many times as long: `3=1.2`. Can be given several times.
+    #[arg(long, value_name = "RANK=FACTOR", value_parser = slow_rank, group = "disturbances",
+          help_heading = "Disturbed steps")]
+    slow_rank: Vec<(u32, f64)>,
 }
 
 /// A plan that was read, and all that was found.
@@ -47,6 +56,7 @@ struct Read {
     simulation: Simulation,
     memory: Vec<RankMemory>,
     prices: Prices,
+    disturbed: Option<Disturbed>,
 }
 
 impl Read {
@@ -56,12 +66,17 @@ impl Read {
         let memory = memory(&plan, &simulation);
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, plan, simulation, memory, prices })
+        Ok(Self { name, plan, simulation, memory, prices, disturbed: None })
     }
 
     fn simulated(&self) -> Simulated<'_> {
-        let prices = self.prices;
-        Simulated { plan: &self.plan, simulation: &self.simulation, memory: &self.memory, prices }
+        Simulated {
+            plan: &self.plan,
+            simulation: &self.simulation,
+            memory: &self.memory,
+            prices: self.prices,
+            disturbed: self.disturbed.as_ref(),
+        }
     }
 
     fn planned(&self) -> Planned<'_> {
@@ -84,7 +99,11 @@ pub fn run(args: Args) -> Result<Verdict> {
     if to_stdout && (args.json || args.rank.is_some()) {
         return Err(Error::new("standard output cannot take two things").help("name a file in place of `-`"));
     }
-    let read = Read::new(&args.plan, args.prices)?;
+    let mut read = Read::new(&args.plan, args.prices)?;
+    if args.disturbances.any() || !args.slow_rank.is_empty() {
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        read.disturbed = Some(disturb(&read.plan, &args.disturbances, &args.slow_rank, threads)?);
+    }
     let only = args.rank.map(|rank| rank as usize);
     if let Some(rank) = only.filter(|&rank| rank >= read.plan.ranks.len()) {
         let help = format!("ranks are counted from 0 to {}", read.plan.ranks.len().saturating_sub(1));

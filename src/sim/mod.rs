@@ -4,6 +4,7 @@
 //! Items start as soon as the order that the plan gives them allows; nothing else delays them. Not modelled: the time
 //! in which the host launches, and several transfers that share one link.
 
+pub mod jitter;
 pub mod memory;
 
 mod account;

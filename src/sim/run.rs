@@ -40,6 +40,19 @@ pub(super) struct Origin {
 
 pub(super) fn run(plan: &Plan, input: &Input) -> Result<Run> {
     let graph = Graph::new(plan, input.meetings);
+    let durations = graph.durations(plan, input);
+    let times = times(&graph, input.meetings, &durations)?;
+    Ok(Run { spans: graph.by_rank(plan, &times.spans), origins: graph.by_rank(plan, &times.origins) })
+}
+
+/// What [`Run`] has, by number of the item.
+pub(super) struct Times {
+    pub spans: Vec<Span>,
+    origins: Vec<Option<Origin>>,
+}
+
+/// When items run that take so long: those that meet as long as the leader.
+pub(super) fn times(graph: &Graph, meetings: &[Meeting], durations: &[Nanos]) -> Result<Times> {
     let count = graph.leader.len();
     let mut spans = vec![Span::default(); count];
     let mut origins: Vec<Option<Origin>> = vec![None; count];
@@ -50,15 +63,10 @@ pub(super) fn run(plan: &Plan, input: &Input) -> Result<Run> {
     let mut queue: Vec<usize> = (0..count).filter(|&i| graph.leader[i] == i && pending[i] == 0).rev().collect();
 
     while let Some(leader) = queue.pop() {
-        let meeting = graph.meeting[leader].map(|number| &input.meetings[number as usize]);
-        let duration = match meeting {
-            Some(meeting) => meeting.duration,
-            None => graph.item(leader).map_or(Nanos::ZERO, |(id, task)| solo_duration(plan, input, id, task)),
-        };
-        let members = graph.members(leader, input.meetings);
+        let members = graph.members(leader, meetings);
         // The member that came last decides; among equals the first.
         let late = members.iter().copied().rev().max_by_key(|&member| ready[member]).unwrap_or(leader);
-        let span = Span { start: ready[late], end: ready[late] + duration };
+        let span = Span { start: ready[late], end: ready[late] + durations[leader] };
         let origin = last[late].and_then(|before| match (graph.item(before), graph.item(late)) {
             (Some((item, task)), Some((_, released))) if computes(task) => Some(Origin { item, released }),
             _ => origins[before],
@@ -80,8 +88,8 @@ pub(super) fn run(plan: &Plan, input: &Input) -> Result<Run> {
         }
     }
     match ended.iter().position(|ended| !ended) {
-        Some(stuck) => Err(deadlock(&graph, input.meetings, &ended, stuck)),
-        None => Ok(Run { spans: graph.by_rank(plan, &spans), origins: graph.by_rank(plan, &origins) }),
+        Some(stuck) => Err(deadlock(graph, meetings, &ended, stuck)),
+        None => Ok(Times { spans, origins }),
     }
 }
 
@@ -96,7 +104,7 @@ fn solo_duration(plan: &Plan, input: &Input, (rank, item): ItemId, task: Task) -
 
 /// Items of all ranks, numbered through, and who waits for whom. The number behind the last item's is that all stages are reduced: that
 /// takes no time, waits for each `ReduceGrads`, and each `Update` waits for it.
-struct Graph {
+pub(super) struct Graph {
     /// Of each item, its place and what it does.
     items: Vec<(ItemId, Task)>,
     /// What an item waits for: the one before it on its stream, those that it names, and that all stages are reduced.
@@ -112,7 +120,7 @@ struct Graph {
 }
 
 impl Graph {
-    fn new(plan: &Plan, meetings: &[Meeting]) -> Self {
+    pub(super) fn new(plan: &Plan, meetings: &[Meeting]) -> Self {
         let (mut items, mut offsets) = (Vec::new(), Vec::new());
         let mut edges: Vec<(usize, usize)> = Vec::new();
         let all_reduced = plan.ranks.iter().map(|rank| rank.items.len()).sum();
@@ -150,6 +158,22 @@ impl Graph {
             }
         }
         graph
+    }
+
+    /// How long items take, by their numbers.
+    pub(super) fn durations(&self, plan: &Plan, input: &Input) -> Vec<Nanos> {
+        let of = |number: usize| match (self.meeting[number], self.item(number)) {
+            (Some(meeting), _) => input.meetings[meeting as usize].duration,
+            (None, Some((id, task))) => solo_duration(plan, input, id, task),
+            (None, None) => Nanos::ZERO,
+        };
+        (0..self.leader.len()).map(of).collect()
+    }
+
+    /// Those that others wait for where they meet, and those that meet nobody: each with its task.
+    pub(super) fn leaders(&self) -> impl Iterator<Item = (usize, ItemId, Task)> + '_ {
+        let numbered = self.items.iter().enumerate();
+        numbered.filter(|(number, _)| self.leader[*number] == *number).map(|(number, &(id, task))| (number, id, task))
     }
 
     /// Place and task of an item; `None`: the number is that all stages are reduced.

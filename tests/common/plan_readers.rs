@@ -47,7 +47,8 @@ pub fn everything(text: &str) -> Reached {
         }
     };
     let memory = memory(&plan, &simulation);
-    let simulated = Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: Prices::default() };
+    let simulated =
+        Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: Prices::default(), disturbed: None };
     for width in [1, 80] {
         assert!(!to_text(&simulated, width).is_empty());
         for rank in 0..plan.ranks.len() {

@@ -26,8 +26,13 @@ fn measured_traces() {
         |bytes, _| match Measured::read("trace.json", &String::from_utf8_lossy(bytes), &plan, &simulation) {
             Err(error) => Answer::Refused(error),
             Ok(measured) => {
-                let simulated =
-                    Simulated { plan: &plan, simulation: &simulation, memory: &memory, prices: Prices::default() };
+                let simulated = Simulated {
+                    plan: &plan,
+                    simulation: &simulation,
+                    memory: &memory,
+                    prices: Prices::default(),
+                    disturbed: None,
+                };
                 let planned = Planned { name: "plan.ron", simulated, measured: Some(&measured) };
                 write(&[planned], &mut Vec::new()).expect("memory takes it");
                 Answer::Used

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
-use super::{hours, rate};
+use super::{Besides, hours, rate};
 use crate::job::Job;
 use crate::passes::search::what_if::{Change, WhatIf};
 use crate::passes::search::{Configuration, Decision, Found, Neighbour, Reason, Row};
 use crate::sim::Prices;
+use crate::view::simulation::DisturbedJson;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -32,6 +33,8 @@ struct RowReport {
     memory_bytes: u64,
     headroom_bytes: u64,
     bound_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disturbed: Option<DisturbedJson>,
     tokens_per_s_per_gpu: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     usd_per_trillion_tokens: Option<f64>,
@@ -72,15 +75,17 @@ struct NeighbourReport {
     why: Option<String>,
 }
 
-pub fn of_search(found: &Found, prices: &Prices) -> Report {
+pub(super) fn of_search(found: &Found, Besides { prices, disturbed }: &Besides) -> Report {
     let training = &found.job.training;
-    let row = |of: &Row, gpus: u64| {
+    let mut disturbed = disturbed.iter();
+    let mut row = |of: &Row, gpus: u64| {
         let rate = rate(training.step_tokens(), of.outcome.step, gpus);
         RowReport {
             step_ns: of.outcome.step.0,
             memory_bytes: of.outcome.need.0,
             headroom_bytes: found.memory.saturating_sub(of.outcome.need).0,
             bound_ns: of.bound.map(|bound| bound.0),
+            disturbed: disturbed.next().map(DisturbedJson::new),
             tokens_per_s_per_gpu: rate,
             usd_per_trillion_tokens: prices.usd(hours(rate)),
             mwh_per_trillion_tokens: prices.mwh(hours(rate)),

@@ -16,6 +16,7 @@ use crate::job::{self, Job, Overrides};
 use crate::passes::search::what_if::what_if;
 use crate::passes::search::{self, Asked, Decision, Found, Limits, Phase};
 use crate::sim::Prices;
+use crate::sim::jitter::{Disturbances, Disturbed, disturb};
 
 /// Columns of a table that goes into a file or a pipe.
 const PLAIN_WIDTH: usize = 150;
@@ -31,6 +32,9 @@ pub struct Args {
     /// Decisions that stay as the job has them.
     #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',', conflicts_with = "what_if")]
     keep: Vec<Decision>,
+    /// Also compile the first N of what is found with the schedule `auto`. That takes as long as `compile --schedule auto` does, for each.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "what_if")]
+    auto: usize,
     /// Say of each neighbour of the fastest configuration what speaks against it.
     #[arg(long, conflicts_with = "what_if")]
     explain: bool,
@@ -52,7 +56,16 @@ pub struct Args {
     #[command(flatten)]
     prices: Prices,
     #[command(flatten)]
+    disturbances: Disturbances,
+    #[command(flatten)]
     overrides: Overrides,
+}
+
+/// What is said about a search besides what it found.
+struct Besides {
+    prices: Prices,
+    /// Disturbed steps of the job as it is, and of each row of the front; nothing if that was not asked.
+    disturbed: Vec<Disturbed>,
 }
 
 /// Searches.
@@ -79,6 +92,11 @@ pub fn run(args: &Args) -> Result<Verdict> {
     }
     let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = args.threads.map_or_else(cores, NonZeroUsize::get);
+    if args.what_if && args.disturbances.any() {
+        return Err(
+            Error::new("single changes are compared undisturbed").help("leave `--what-if` or what disturbs steps out")
+        );
+    }
     if args.what_if {
         return changes(args, &loaded.job, threads);
     }
@@ -89,7 +107,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
             gpus: args.gpus,
             keep: &args.keep,
             explain: args.explain,
-            limits: Limits::default(),
+            limits: Limits { auto: args.auto, ..Limits::default() },
             threads,
         },
         &|phase, done, all| {
@@ -106,13 +124,16 @@ pub fn run(args: &Args) -> Result<Verdict> {
     bar.finish_and_clear();
     let found = found.map_err(|error| loaded.locate(error))?;
     write(args, &found)?;
+    let rows = [&found.given].into_iter().chain(&found.front).filter(|_| args.disturbances.any());
+    let disturbed = rows.map(|row| disturb(&row.compiled.plan, &args.disturbances, &[], threads));
+    let besides = Besides { prices: args.prices, disturbed: disturbed.collect::<Result<_>>()? };
     let width = output::terminal_width().unwrap_or(PLAIN_WIDTH);
     let to_stdout = written.iter().any(|path| output::is_stdout(path));
     match args.json {
-        true => output::print(&output::to_json(&json::of_search(&found, &args.prices))?)?,
+        true => output::print(&output::to_json(&json::of_search(&found, &besides))?)?,
         // What was written there is the data then.
-        false if to_stdout => output::note(text::of_search(&found, &args.prices, width).trim_end()),
-        false => output::print(&text::of_search(&found, &args.prices, width))?,
+        false if to_stdout => output::note(text::of_search(&found, &besides, width).trim_end()),
+        false => output::print(&text::of_search(&found, &besides, width))?,
     }
     Ok(Verdict::Yes)
 }

@@ -3,8 +3,9 @@
 use std::cmp::Reverse;
 use std::fmt::Write as _;
 
-use super::{hours, rate};
+use super::{Besides, hours, rate};
 use crate::job::Job;
+use crate::job::training::ScheduleKind;
 use crate::machine::Machine;
 use crate::passes::search::what_if::{Change, WhatIf};
 use crate::passes::search::{Configuration, Decision, Found, Reason, Row};
@@ -14,7 +15,7 @@ use crate::view::numbers::{self, count, grouped, percent};
 use crate::view::table;
 
 /// What the search found, in at most `width` columns where that is possible.
-pub fn of_search(found: &Found, prices: &Prices, width: usize) -> String {
+pub(super) fn of_search(found: &Found, besides: &Besides, width: usize) -> String {
     let training = &found.job.training;
     let sequences = training.step_tokens() / u64::from(training.sequence.max(1));
     let mut text = format!(
@@ -24,10 +25,18 @@ pub fn of_search(found: &Found, prices: &Prices, width: usize) -> String {
         count(found.gpus, "GPU"),
         count(sequences, "sequence"),
         count(training.sequence.into(), "token"),
-        front(found, prices, width),
+        front(found, besides, width),
     );
     text += "dp: replicas × micro-batches. size: sequences of a micro-batch. payload: dispatch/combine. left: memory that is not needed.\n\
-             over bound: of the step over what no plan of its configuration is below.\n\n";
+             over bound: of the step over what no plan of its configuration is below.\n";
+    if let Some(disturbed) = besides.disturbed.first() {
+        let steps = count(disturbed.samples.into(), "step");
+        let _ = writeln!(
+            text,
+            "disturbed: mean of {steps}; 99 of 100 take no longer than p99. Rows are ordered by undisturbed steps."
+        );
+    }
+    text.push('\n');
     if let Some(best) = found.front.first() {
         text += &said(found, best);
     }
@@ -46,9 +55,12 @@ pub fn of_search(found: &Found, prices: &Prices, width: usize) -> String {
     text
 }
 
-fn front(found: &Found, prices: &Prices, width: usize) -> String {
+fn front(found: &Found, Besides { prices, disturbed }: &Besides, width: usize) -> String {
     let tokens = found.job.training.step_tokens();
     let mut columns = vec!["", "tokens/s/GPU", "step", "memory", "left", "over bound"];
+    if !disturbed.is_empty() {
+        columns.extend(["disturbed", "p99"]);
+    }
     columns.extend(Decision::ALL.map(|decision| match decision {
         Decision::MicroBatchSize => "size",
         Decision::Sms => "SMs",
@@ -57,6 +69,7 @@ fn front(found: &Found, prices: &Prices, width: usize) -> String {
     columns.extend(prices.price.map(|_| "USD/T"));
     columns.extend(prices.watts.map(|_| "MWh/T"));
     let mut table = table::new(&columns, width);
+    let mut disturbed = disturbed.iter();
     let mut add = |name: String, row: &Row, gpus: u64| {
         let rate = rate(tokens, row.outcome.step, gpus);
         let over = row.bound.map(|bound| percent(row.outcome.step.saturating_sub(bound).as_f64(), bound.as_f64()));
@@ -72,6 +85,9 @@ fn front(found: &Found, prices: &Prices, width: usize) -> String {
             left,
             over.unwrap_or_else(|| "–".to_owned()),
         ];
+        if let Some(disturbed) = disturbed.next() {
+            cells.extend([disturbed.mean, disturbed.p99].map(|time| time.to_string()));
+        }
         cells.extend(Decision::ALL.map(|decision| row.configuration.said(decision)));
         let hours = hours(rate);
         cells.extend([prices.usd(hours), prices.mwh(hours)].into_iter().flatten().map(numbers::rate));
@@ -106,6 +122,10 @@ fn said(found: &Found, best: &Row) -> String {
         }
     }
     match found.bound >= best.outcome.step {
+        // Bounds are those of published schedules.
+        true if best.configuration.schedule == ScheduleKind::Auto => {
+            text += "Nothing in this space is faster with a published schedule: it is proved.\n";
+        }
         true => text += "Nothing in this space is faster: it is proved.\n",
         false => {
             let more = 100.0 * (best.outcome.step.as_f64() / found.bound.as_f64() - 1.0);

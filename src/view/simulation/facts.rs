@@ -3,13 +3,14 @@
 use serde_json::Number;
 
 use super::Simulated;
+use crate::sim::jitter::Disturbed;
 use crate::sim::{RankTiming, Rates};
 use crate::units::Nanos;
 use crate::view::numbers::{count, percent, rate};
 
 /// A number with its name, for a line or a cell.
 pub struct Fact {
-    /// Its key in the JSON of `simulate`; of memory, the key within the fullest rank's.
+    /// Its key in the JSON of `simulate`; of memory, the key within the fullest rank's, and of disturbed steps, that within theirs.
     pub key: &'static str,
     /// What it is.
     pub name: &'static str,
@@ -24,17 +25,20 @@ pub struct Fact {
 /// What was simulated, in a few words; and its sizes.
 pub fn title(simulated: &Simulated) -> [String; 2] {
     let (plan, origin) = (simulated.plan, &simulated.plan.origin);
-    let sizes = [
+    let mut sizes = vec![
         count(u64::from(plan.layout.ranks), "rank"),
         count(origin.gpus, "GPU"),
         count(u64::from(plan.layout.micro_batches), "micro-batch"),
     ];
+    if origin.imbalance > 1.0 {
+        sizes.push(format!("experts of the fullest GPU have {} × the mean of tokens", origin.imbalance));
+    }
     [format!("{} on {} · {}", plan.model.name, origin.cluster, origin.schedule), sizes.join(" · ")]
 }
 
 /// All of them.
 pub fn facts(simulated: &Simulated) -> Vec<Fact> {
-    let Simulated { plan, simulation, memory, prices } = simulated;
+    let Simulated { plan, simulation, memory, prices, disturbed } = simulated;
     let mut facts = Vec::new();
     let mut add = |key, name, value: String, number: Option<Number>, more: String| {
         facts.push(Fact { key, name, value, number, more });
@@ -44,6 +48,21 @@ pub fn facts(simulated: &Simulated) -> Vec<Fact> {
         after => format!("pipeline {}, then {after} of gradients and optimizer", simulation.pipeline),
     };
     add("step_ns", "step time", simulation.step.to_string(), Some(simulation.step.0.into()), after);
+    if let Some(disturbed) = disturbed {
+        let Disturbed { mean, median, p95, p99, .. } = disturbed;
+        let longer = percent(disturbed.slowdown(*mean), 1.0);
+        let mut more = format!(
+            "mean of {}, {longer} longer; half take {median} at most, 95 % {p95}, 99 % {p99}",
+            count(disturbed.samples.into(), "step")
+        );
+        if disturbed.pipelines > 1 {
+            more += &format!("; {} side by side", count(disturbed.pipelines, "pipeline"));
+        }
+        if disturbed.peers > 1 {
+            more += &format!("; {} of a rank go together", count(disturbed.peers, "GPU"));
+        }
+        add("mean_ns", "disturbed", mean.to_string(), Some(mean.0.into()), more);
+    }
     match Rates::new(plan, simulation) {
         Some(rates) => {
             let number = Number::from_f64;

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Simulated;
 use crate::ir::{Phase, ProgramKind};
+use crate::sim::jitter::Disturbed;
 use crate::sim::memory::Need;
 use crate::sim::{Activity, Cause, Rates, Reason, Relief};
 
@@ -18,6 +19,8 @@ struct Report<'a> {
     tokens_per_step: u64,
     step_ns: u64,
     pipeline_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disturbed: Option<DisturbedJson>,
     timetable_makespan_ns: u64,
     timetable_lower_bound_ns: u64,
     tokens_per_s: Option<f64>,
@@ -37,6 +40,40 @@ struct Report<'a> {
     fullest_rank: usize,
     programs: Vec<Program>,
     ranks: Vec<Rank>,
+}
+
+/// Disturbed steps.
+#[derive(Serialize)]
+pub(crate) struct DisturbedJson {
+    samples: u32,
+    seed: u64,
+    mean_ns: u64,
+    deviation_ns: u64,
+    median_ns: u64,
+    p95_ns: u64,
+    p99_ns: u64,
+    slowdown_share: f64,
+    pipelines: u64,
+    peers: u64,
+    drawn: u64,
+}
+
+impl DisturbedJson {
+    pub(crate) fn new(of: &Disturbed) -> Self {
+        Self {
+            samples: of.samples,
+            seed: of.seed,
+            mean_ns: of.mean.0,
+            deviation_ns: of.deviation.0,
+            median_ns: of.median.0,
+            p95_ns: of.p95.0,
+            p99_ns: of.p99.0,
+            slowdown_share: of.slowdown(of.mean),
+            pipelines: of.pipelines,
+            peers: of.peers,
+            drawn: of.drawn,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -138,7 +175,7 @@ struct Item {
 
 /// All that was found, on one line; of one rank only, where one is named.
 pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result<String> {
-    let Simulated { plan, simulation, memory, prices } = simulated;
+    let Simulated { plan, simulation, memory, prices, disturbed } = simulated;
     let rates = Rates::new(plan, simulation);
     let report = Report {
         model: &plan.model.name,
@@ -149,6 +186,7 @@ pub fn to_json(simulated: &Simulated, only: Option<usize>) -> serde_json::Result
         tokens_per_step: plan.origin.tokens_per_step,
         step_ns: simulation.step.0,
         pipeline_ns: simulation.pipeline.0,
+        disturbed: disturbed.map(DisturbedJson::new),
         timetable_makespan_ns: plan.timetable.makespan.0,
         timetable_lower_bound_ns: plan.timetable.lower_bound.0,
         tokens_per_s: rates.map(|rates| rates.tokens_s),

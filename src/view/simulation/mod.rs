@@ -5,10 +5,12 @@ mod json;
 mod text;
 
 pub use facts::{Fact, facts, title};
+pub(crate) use json::DisturbedJson;
 pub use json::to_json;
 pub use text::{RANK_COLUMNS, rank_cells, rank_text, to_text};
 
 use crate::plan::Plan;
+use crate::sim::jitter::Disturbed;
 use crate::sim::memory::RankMemory;
 use crate::sim::{Prices, Simulation};
 
@@ -22,6 +24,8 @@ pub struct Simulated<'a> {
     pub memory: &'a [RankMemory],
     /// What its GPUs cost.
     pub prices: Prices,
+    /// What its steps take where they are disturbed, if that was asked.
+    pub disturbed: Option<&'a Disturbed>,
 }
 
 impl Simulated<'_> {
