@@ -15,17 +15,18 @@ fn main() {
     let mut outcomes = Vec::new();
     for run in published::runs() {
         if !run.is_job() {
-            println!("| {} | | | | | | | | | {} |", run.name, run.left_out);
+            println!("| {} | | | | | | | | | | {} |", run.name, run.left_out);
             continue;
         }
         let outcome = run.outcome();
         let [busy, exposed, bubble] = outcome.shares.map(|share| 100.0 * share);
         println!(
-            "| {} | {:.0} | {:.0} | {:+.1} % | {busy:.0} % | {exposed:.0} % | {bubble:.0} % | {:.1} ms | {} | {} |",
+            "| {} | {:.0} | {:.0} | {:+.1} % | {:.0} | {busy:.0} % | {exposed:.0} % | {bubble:.0} % | {:.1} ms | {} | {} |",
             run.name,
             outcome.published,
             outcome.simulated,
             100.0 * outcome.error(),
+            outcome.gpu,
             outcome.layer_ms,
             outcome.host_ms.map_or(String::new(), |host| format!("{host:.1} ms")),
             run.left_out

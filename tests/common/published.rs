@@ -22,7 +22,9 @@ pub struct Run {
 pub struct Outcome {
     /// Tokens per second and GPU, published.
     pub published: f64,
-    /// The same, simulated.
+    /// The same as the simulator has it, which knows no host.
+    pub gpu: f64,
+    /// The same with the host's time, where that was measured: of [`Outcome::gpu`] and what the host can launch the slower.
     pub simulated: f64,
     /// Shares of the ranks' time: computing, waiting for communication, idle.
     pub shares: [f64; 3],
@@ -39,9 +41,9 @@ impl Outcome {
         self.simulated / self.published - 1.0
     }
 
-    /// Whether a layer took the host longer to launch than the GPU to run. Then the host decides how fast it was, and the rows do not tell it.
+    /// Whether the host decides how fast it is.
     pub fn is_limited_by_host(&self) -> bool {
-        self.host_ms.is_some_and(|host| host > self.layer_ms)
+        self.simulated < self.gpu
     }
 }
 
@@ -234,14 +236,23 @@ impl Run {
             [_, _, Some(mfu)] => mfu / 100.0 * 989.5e12 / per_token,
             _ => panic!("{} has no speed", self.name),
         };
-        let simulated = tokens / simulation.step.secs() / gpus;
         let shares = shares(&simulation);
-        let passes = f64::from(job.training.micro_batches) * f64::from(job.model.layers) / f64::from(job.training.pp);
+        let training = &job.training;
+        let layers = f64::from(job.model.layers) / f64::from(training.pp);
+        let passes = f64::from(training.micro_batches) * layers;
         let layer_ms = simulation.step.millis() * (shares[0] + shares[1]) / passes;
         let hosts =
             megatron_layers().into_iter().filter(|layer| layer.tokens == MegatronLayer::FEW && layer.is_of(&job));
         let host_ms = hosts.map(|layer| layer.steady).min_by(f64::total_cmp);
-        Outcome { published, simulated, shares, layer_ms, host_ms }
+        // A rank's host launches all its layers for each micro-batch; until the first comes to the last rank, those in front have launched
+        // one of their chunks each. What comes behind the pipeline is as simulated.
+        let chunks = f64::from(training.stages_per_rank());
+        let launches = passes + layers * f64::from(training.pp - 1) / chunks;
+        let behind = simulation.step.secs() - simulation.pipeline.secs();
+        let launched = host_ms.map_or(0.0, |host| host / 1e3 * launches + behind);
+        let speed = |step: f64| tokens / step / gpus;
+        let step = simulation.step.secs();
+        Outcome { published, gpu: speed(step), simulated: speed(step.max(launched)), shares, layer_ms, host_ms }
     }
 }
 
