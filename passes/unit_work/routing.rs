@@ -55,10 +55,20 @@ fn nodes(ep: u32, per_node: u32) -> (u32, u32) {
     (per_node, ep.div_ceil(per_node))
 }
 
-/// Mean number of `holders`, which have equal parts of the experts, that have one of a token's.
+/// Mean number of `holders`, which have equal parts of the experts, that have one of a token's. What a part is worth is worked out once
+/// for neighbours that lie in their groups in the same way: mostly all of them do.
 fn visited(moe: &Moe, holders: u32) -> f64 {
     let routing = Routing::new(moe);
-    shares(moe.experts, holders).map(|range| routing.hit(range)).sum()
+    let mut last: (Vec<u32>, f64) = (Vec::new(), 0.0);
+    let hit = |range| {
+        let parts = routing.parts(range);
+        if parts != last.0 {
+            let hit = 1.0 - routing.miss(&parts);
+            last = (parts, hit);
+        }
+        last.1
+    };
+    shares(moe.experts, holders).map(hit).sum()
 }
 
 /// Expert ranges `first..end` of each of `parts` equal holders.
@@ -86,9 +96,8 @@ impl Routing {
         }
     }
 
-    /// Probability that at least one of a token's experts lies in `first..end`.
-    fn hit(&self, (first, end): (u32, u32)) -> f64 {
-        // How many experts of the range lie in each group: some groups wholly, at most two in part.
+    /// How many experts of `first..end` lie in each group: some groups wholly, at most two in part.
+    fn parts(&self, (first, end): (u32, u32)) -> Vec<u32> {
         let size = self.experts_per_group;
         let mut parts: Vec<u32> = Vec::new();
         for group in first / size..end.div_ceil(size) {
@@ -97,7 +106,7 @@ impl Routing {
                 parts.push(inside);
             }
         }
-        1.0 - self.miss(&parts)
+        parts
     }
 
     /// Probability that no expert of the range is chosen, when its experts are spread over groups as in `parts`: a sum
