@@ -20,7 +20,7 @@ const KEPT: usize = 2 << 30;
 pub struct CoreAttention {
     core: Core,
     tokens: usize,
-    library: Option<ByLibrary>,
+    by_library: Option<ByLibrary>,
 }
 
 /// Strides of q, k and v: values from one token's to the next one's.
@@ -85,18 +85,18 @@ impl CoreAttention {
     ) -> Result<Self> {
         let plain = !sinks && core.window.is_none_or(|window| window >= core.sequence);
         // A sequence of one token is nothing that cuDNN takes.
-        let library = match device.cudnn() {
+        let by_library = match device.cudnn() {
             Some(_) if plain && core.sequence > 1 && tokens > 0 => {
                 Some(ByLibrary::new(device, &core, tokens / core.sequence, inputs, gradients)?)
             }
             _ => None,
         };
-        Ok(Self { core, tokens, library })
+        Ok(Self { core, tokens, by_library })
     }
 
     /// The same by own kernels alone.
     pub fn by_own_kernels(core: Core, tokens: usize) -> Self {
-        Self { core, tokens, library: None }
+        Self { core, tokens, by_library: None }
     }
 
     /// Heads, widths and tokens of a sequence.
@@ -106,17 +106,19 @@ impl CoreAttention {
 
     /// Whether cuDNN makes the result, and its gradient.
     pub fn is_by_library(&self) -> (bool, bool) {
-        self.library.as_ref().map_or((false, false), |library| (library.forward.is_some(), library.gradient.is_some()))
+        self.by_library
+            .as_ref()
+            .map_or((false, false), |library| (library.forward.is_some(), library.gradient.is_some()))
     }
 
     /// Bytes of scratch of [`CoreAttention::forward`].
     pub fn forward_scratch(&self) -> usize {
-        self.library.as_ref().and_then(|library| library.forward.as_ref()).map_or(0, |plan| plan.workspace())
+        self.by_library.as_ref().and_then(|library| library.forward.as_ref()).map_or(0, |plan| plan.workspace())
     }
 
     /// Bytes of scratch of [`CoreAttention::input_gradient`].
     pub fn gradient_scratch(&self) -> usize {
-        let kept = self.library.as_ref().and_then(|library| library.gradient.as_ref());
+        let kept = self.by_library.as_ref().and_then(|library| library.gradient.as_ref());
         self.dots() + kept.map_or(0, |(plan, _)| plan.workspace())
     }
 
@@ -144,7 +146,7 @@ impl CoreAttention {
         scratch: Slice<u8>,
     ) -> Result<()> {
         let [q, k, v] = inputs;
-        let (core, library) = (&self.core, self.library.as_ref());
+        let (core, library) = (&self.core, self.by_library.as_ref());
         let Some((library, plan)) = library.and_then(|library| Some((library, library.forward.as_ref()?))) else {
             return attention::forward(stream, sms, core, q, k, v, sinks, o, log_sums);
         };
@@ -180,7 +182,7 @@ impl CoreAttention {
         d_sinks: Slice<f32>,
         scratch: Slice<u8>,
     ) -> Result<()> {
-        let (core, library) = (&self.core, self.library.as_ref());
+        let (core, library) = (&self.core, self.by_library.as_ref());
         let (dots, kept) = (scratch.part(0..self.dots()).cast::<f32>(), scratch.part(self.dots()..scratch.len()));
         let Some((library, (plan, part))) = library.and_then(|library| Some((library, library.gradient.as_ref()?)))
         else {
